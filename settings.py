@@ -1,0 +1,60 @@
+"""Settings, read at the start from the environment, and checked.
+
+`FLASK_MAX_STREAMS=200` sets MAX_STREAMS, as Flask's own settings are set; the
+OPENAI_ names are those of the official client. This module needs the standard
+library only, so that the serving config checks them before any worker starts.
+"""
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+SETTINGS = {
+    # name: (default, lowest, highest)
+    "MAX_STREAMS": (1000, 1, 100_000),
+    "KEEP_ALIVE_SECONDS": (15.0, 0.1, 60.0),
+    "UPSTREAM_SILENCE_SECONDS": (60.0, 0.1, 600.0),
+    "OFFLINE_WORD_SECONDS": (0.05, 0.0, 5.0),
+}
+
+
+def read_settings(environ: Mapping[str, str]) -> dict[str, float]:
+    """Return the value of every setting.
+
+    Raises SystemExit with one line that says what is wrong and what is allowed.
+    """
+    values = {}
+    for name, (default, lowest, highest) in SETTINGS.items():
+        text = environ.get(f"FLASK_{name}", default)
+        try:
+            values[name] = type(default)(text)
+            in_range = lowest <= values[name] <= highest
+        except ValueError:
+            in_range = False
+        if not in_range:
+            kind = "an integer" if isinstance(default, int) else "a number"
+            allowed = f"{kind} from {lowest} to {highest}"
+            raise SystemExit(f"FLASK_{name} must be {allowed}, not {text!r}.")
+    _check_upstream(environ)
+    return values
+
+
+def _check_upstream(environ: Mapping[str, str]) -> None:
+    try:
+        url = urlsplit(
+            environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        )
+        usable = (
+            url.scheme in ("http", "https") and url.hostname and url.port != 0
+        )
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SystemExit(
+            "OPENAI_BASE_URL must be an http or https URL, "
+            "such as http://localhost:11434/v1."
+        )
+    key = environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise SystemExit(
+            "OPENAI_API_KEY must be printable ASCII without spaces."
+        )
