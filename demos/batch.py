@@ -1,0 +1,80 @@
+"""Batch: many messages in few events
+
+A source makes messages faster than it is wise to send them. They collect in a
+buffer, and a few times a second all of them leave as one event, a JSON array.
+
+Notice: both sides show as many messages a second, but the batched one takes
+far fewer events, and fewer bytes. Nothing is lost and nothing comes twice: n
+counts up without a gap. An empty buffer sends nothing.
+
+Try: set the rate to 10000. Then suspend the client with Ctrl-Z, wait, and type
+`fg`. Its buffer was bounded, so the oldest messages went, and an event of the
+type `dropped` says how many. A buffer without a bound takes all memory.
+
+    curl -N "http://127.0.0.1:5000/stream/batch?rate=1000&flush=500"
+"""
+
+import threading
+import time
+from collections import deque
+from random import random
+
+from flask import Blueprint, abort
+
+from sse import Event, EventStream, query_number
+
+RATE_PER_SECOND = 1000
+FLUSH_MS = 100
+
+bp = Blueprint("batch", __name__)
+
+
+@bp.get("/stream/batch")
+def stream():
+    rate = query_number("rate", RATE_PER_SECOND, 1, 10_000)
+    flush = query_number("flush", FLUSH_MS, 0, 5000)
+    if 0 < flush < 10:
+        abort(400, "flush must be 0, for each message at once, or 10 to 5000.")
+    return EventStream(batches(rate, flush / 1000))
+
+
+def produce(rate, put, left):
+    """Put `rate` messages a second, until somebody has left."""
+    start, n = time.monotonic(), 0
+    while not left.wait(max(1 / rate, 0.001)):
+        while n < (time.monotonic() - start) * rate:
+            n += 1
+            put({"n": n, "value": round(random(), 3)})
+
+
+def batches(rate, flush_seconds, produce=produce):
+    room = int(2 * rate * max(flush_seconds, 1))
+    buffer = deque(maxlen=room)  # when it is full, the oldest goes
+    arrived, left = threading.Condition(), threading.Event()
+
+    def put(message):
+        with arrived:
+            buffer.append(message)
+            arrived.notify()
+
+    source = threading.Thread(
+        target=produce, args=(rate, put, left), daemon=True
+    )
+    source.start()
+    sent = 0
+    try:
+        while True:
+            time.sleep(flush_seconds)
+            with arrived:
+                arrived.wait_for(lambda: buffer)
+                messages = list(buffer)
+                buffer.clear()
+            dropped = messages[0]["n"] - sent - 1
+            if dropped:
+                yield Event({"dropped": dropped}, event="dropped")
+            sent = messages[-1]["n"]
+            yield from (
+                [Event(messages)] if flush_seconds else map(Event, messages)
+            )
+    finally:
+        left.set()

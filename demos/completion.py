@@ -1,0 +1,87 @@
+"""Completion: an event stream inside an event stream
+
+A language model sends its answer as an event stream, token by token. This
+server reads that stream and sends its own: the same text for an EventSource,
+or the very same bytes for every client that speaks the OpenAI API. The key of
+the model stays on the server.
+
+Notice: each event is a bare piece of text, with its spaces and line ends. The
+end is an event, `done`, and so is a failure, `failed`. A browser that comes
+back gets 204: a prompt is never sent, and paid for, twice.
+
+Try: press Stop in mid-answer. Within a second or two the server closes its
+own connection to the model, which stops writing. Then ask in Chinese.
+
+    curl -N "http://127.0.0.1:5000/completion?prompt=Compare+with+WebSockets"
+"""
+
+from flask import Blueprint, abort, request
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
+
+from language_model import (
+    ModelError,
+    attention_seconds,
+    chat,
+    deltas,
+    error_response,
+    is_chat,
+    new_call,
+    refuse_other_sites,
+    relay,
+)
+from sse import Event, EventStream, keep_alive
+
+MAX_PROMPT_CHARACTERS = 4000
+MAX_BODY_BYTES = 256 * 1024
+ONE_DAY_MS = 24 * 60 * 60 * 1000
+
+bp = Blueprint("completion", __name__)
+bp.before_request(refuse_other_sites)
+
+
+@bp.get("/completion")
+def stream():
+    prompt = request.args.get("prompt", "")
+    if not 1 <= len(prompt) <= MAX_PROMPT_CHARACTERS:
+        abort(400, f"prompt must have 1 to {MAX_PROMPT_CHARACTERS} characters.")
+    if "Last-Event-ID" in request.headers:
+        return "", 204
+    call = new_call("/chat/completions", chat(prompt))
+    events = keep_alive(answer(call), attention_seconds(), interrupt=call.cut)
+    # Before the first id a reconnect looks like a new prompt: put it off.
+    return EventStream(events, retry=ONE_DAY_MS)
+
+
+def answer(call):
+    try:
+        for id, text in enumerate(deltas(call), start=1):
+            yield Event(text, id=id)
+        yield Event("[DONE]", event="done")
+    except ModelError as error:
+        yield Event({"error": str(error)}, event="failed")
+
+
+@bp.post("/v1/chat/completions")
+def chat_completions():
+    request.max_content_length = MAX_BODY_BYTES
+    try:
+        body = request.get_json(force=True)
+    except RequestEntityTooLarge:
+        abort(413, f"The body must have at most {MAX_BODY_BYTES} bytes.")
+    except (BadRequest, RecursionError):
+        abort(400, "The body must be JSON.")
+    if not is_chat(body):
+        abort(400, "The body must be an object with a list of messages.")
+    return relay(new_call("/chat/completions", body))
+
+
+@bp.get("/v1/models")
+def models():
+    return relay(new_call("/models"))
+
+
+@bp.errorhandler(HTTPException)
+def refuse(error):
+    if request.path.startswith("/v1/"):
+        return error_response(error.description, error.code)
+    return {"error": error.description}, error.code

@@ -1,0 +1,104 @@
+"""The pages: the catalogue, and one page per lesson, made from its own files."""
+
+import hashlib
+import re
+from base64 import b64encode
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from flask import Blueprint, abort, g, render_template, request
+from markupsafe import Markup, escape
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import HtmlLexer, PythonLexer
+
+from demos import DEMOS
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+bp = Blueprint("pages", __name__)
+
+
+class Lesson(NamedTuple):
+    """What a page tells about a lesson: every part is read from its module."""
+
+    name: str
+    title: str
+    shows: str
+    notice: str
+    attempt: str
+    curl: str
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of what the lesson shows."""
+        return re.match(r".*?[.!?](?=\s|$)", self.shows).group()
+
+    @property
+    def stream_path(self) -> str:
+        """Path and query of the stream that the curl line asks for."""
+        return re.search(r'http://[^/]+([^\s"]+)', self.curl).group(1)
+
+
+def lesson(demo: ModuleType) -> Lesson:
+    """Read a lesson's docstring: title, what it shows, Notice, Try, curl line."""
+    title, *blocks = re.split(r"\n\n+", demo.__doc__.strip())
+    shows, notice, attempt, curl = (" ".join(block.split()) for block in blocks)
+    return Lesson(
+        demo.bp.name,
+        title,
+        shows,
+        notice.removeprefix("Notice: "),
+        attempt.removeprefix("Try: "),
+        curl,
+    )
+
+
+@bp.get("/")
+def catalogue():
+    return render_template("catalogue.html", lessons=map(lesson, DEMOS))
+
+
+@bp.get("/demos/<name>")
+def page(name: str):
+    names = [demo.bp.name for demo in DEMOS]
+    if name not in names:
+        abort(404, f"There is no lesson {name!r}.")
+    place = names.index(name)
+    server = Path(DEMOS[place].__file__).read_text("utf-8")
+    browser = (TEMPLATES / f"{name}.html").read_text("utf-8")
+    g.script_sources = [script_source(text) for text in scripts(browser)]
+    current = lesson(DEMOS[place])
+    return render_template(
+        "demo.html",
+        lesson=current,
+        curl=current.curl.replace("http://127.0.0.1:5000/", request.url_root),
+        previous=lesson(DEMOS[place - 1]) if place else None,
+        next=lesson(DEMOS[place + 1]) if place + 1 < len(DEMOS) else None,
+        live=Markup(browser),
+        server_code=highlighted(server, PythonLexer()),
+        browser_code=highlighted(browser, HtmlLexer()),
+    )
+
+
+@bp.app_template_filter()
+def prose(text: str) -> Markup:
+    """Return text as HTML, with `code` between backticks."""
+    return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))
+
+
+def highlighted(code: str, lexer) -> Markup:
+    """Return code as HTML: its own text, in spans that a stylesheet colours."""
+    return Markup(highlight(code, lexer, HtmlFormatter(nowrap=True)))
+
+
+def scripts(html: str) -> list[str]:
+    """Return the text of every inline script."""
+    return re.findall("<script>(.*?)</script>", html, re.DOTALL)
+
+
+def script_source(text: str) -> str:
+    """Return the Content-Security-Policy source that allows just this script."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{b64encode(digest).decode()}'"

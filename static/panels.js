@@ -1,0 +1,82 @@
+// The Wire panel and the copy buttons of a lesson's page.
+
+const wire = document.querySelector("#wire");
+const bytes = wire.querySelector("pre");
+const MAX_ROWS = 200;
+let request = new AbortController();
+
+// Control characters as the pictures that Unicode has for them.
+function visible(text) {
+  const row = document.createDocumentFragment();
+  for (const part of text.split(/([\0-\x1f\x7f])/)) {
+    const code = part.charCodeAt(0);
+    if (part.length === 1 && (code < 32 || code === 127)) {
+      const mark = document.createElement("mark");
+      mark.textContent = String.fromCharCode(code === 127 ? 0x2421 : 0x2400 + code);
+      row.append(mark, code === 10 ? "\n" : "");
+    } else {
+      row.append(part);
+    }
+  }
+  return row;
+}
+
+function addRow(label, ...content) {
+  const row = document.createElement("div");
+  const time = document.createElement("b");
+  time.textContent = label;
+  row.append(time, "\n", ...content);
+  const atEnd = bytes.scrollHeight - bytes.scrollTop - bytes.clientHeight < 8;
+  bytes.append(row);
+  if (bytes.children.length > MAX_ROWS) bytes.firstElementChild.remove();
+  if (atEnd) bytes.scrollTop = bytes.scrollHeight;
+}
+
+async function show(path) {
+  request.abort();
+  request = new AbortController();
+  bytes.replaceChildren();
+  const { signal } = request;
+  const start = performance.now();
+  const seconds = () => `${((performance.now() - start) / 1000).toFixed(3)} s`;
+  try {
+    const response = await fetch(path, { signal });
+    const type = response.headers.get("Content-Type") ?? "no content";
+    addRow(`${seconds()}, status ${response.status}, ${type}`);
+    const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+    const reader = response.body?.getReader();
+    for (;;) {
+      const { done, value } = (await reader?.read()) ?? { done: true };
+      if (done) break;
+      const text = decoder.decode(value, { stream: true });
+      addRow(`${seconds()}, ${value.length} bytes`, visible(text));
+    }
+    addRow(`${seconds()}, the response has ended`);
+  } catch (error) {
+    if (!signal.aborted) addRow(`${seconds()}, ${error.message}`);
+  }
+}
+
+const { path } = wire.querySelector("form").elements;
+wire.addEventListener("toggle", () => {
+  if (wire.open) show(path.value);
+  else request.abort();
+});
+wire.querySelector("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  show(path.value);
+});
+
+for (const button of document.querySelectorAll("[data-copies]")) {
+  button.addEventListener("click", async () => {
+    const text = document.getElementById(button.dataset.copies);
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+      button.textContent = "Copied";
+    } catch {
+      // No clipboard without permission or on plain HTTP: select it instead.
+      getSelection().selectAllChildren(text);
+      button.textContent = "Selected";
+    }
+  });
+}
