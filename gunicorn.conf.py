@@ -1,0 +1,77 @@
+"""How the app is served for real: `gunicorn`, in this folder, without options."""
+
+import os
+import socket
+from contextlib import suppress
+
+import gevent
+
+from settings import read_settings
+
+settings = read_settings(os.environ)
+
+wsgi_app = "app:app"
+
+# The port of `flask run`, so that every curl line works under both.
+bind = f"127.0.0.1:{os.environ.get('FLASK_RUN_PORT', 5000)}"
+
+# A stream is a greenlet and not a thread: a thousand of them are no burden.
+worker_class = "gevent"
+
+# What a lesson remembers, it remembers in its process.
+workers = 1
+
+# Beyond the cap on streams there is room for pages, and for saying 503.
+worker_connections = settings["MAX_STREAMS"] + 200
+
+# Nothing here is steered from outside.
+control_socket_disable = True
+
+# The greenlets of open event streams, each with its client's socket.
+streams = {}
+
+
+def post_worker_init(worker):
+    """Note every event stream that begins, and watch for the worker's end."""
+    app = worker.wsgi
+
+    def noting_streams(environ, start_response):
+        def start(status, headers, exc_info=None):
+            if (
+                dict(headers)
+                .get("Content-Type", "")
+                .startswith("text/event-stream")
+            ):
+                streams[gevent.getcurrent()] = environ["gunicorn.socket"]
+            return start_response(status, headers, exc_info)
+
+        return app(environ, start)
+
+    worker.wsgi = noting_streams
+    gevent.spawn(end_streams_with, worker)
+
+
+def post_request(worker, req, environ, resp):
+    streams.pop(gevent.getcurrent(), None)
+
+
+def end_streams_with(worker):
+    """On SIGTERM and on a reload, end the streams: gunicorn would wait for them."""
+    while worker.alive:
+        gevent.sleep(0.1)
+    while True:
+        end_streams()
+        gevent.sleep(0.1)
+
+
+def worker_int(worker):
+    """On SIGINT and SIGQUIT, gunicorn leaves a moment after this."""
+    end_streams()
+
+
+def end_streams():
+    """Raise GreenletExit where each stream waits, so that its `finally` runs."""
+    gevent.killall(list(streams), block=False)
+    for client in list(streams.values()):
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
