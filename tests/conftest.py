@@ -1,0 +1,229 @@
+"""Real servers, a real browser, and the clients that the tests look through."""
+
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from app import create_app
+
+PROJECT = Path(__file__).parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER_OPTIONS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Return as soon as `condition` holds; fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def need(*programs: str) -> str:
+    """Return the path of one of the programs; skip without, but not in CI."""
+    for program in programs:
+        if path := shutil.which(program):
+            return path
+    reason = f"needs {' or '.join(programs)}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        return probe.getsockname()[1]
+
+
+class Server:
+    """The app, in a process of its own, as the README starts it."""
+
+    def __init__(self, command: str, folder: Path = PROJECT, **environ: str):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log: list[str] = []
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("FLASK_", "OPENAI_"))
+        }
+        own = {"FLASK_RUN_PORT": str(self.port), "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *command.split()],
+            cwd=folder,
+            env=kept | own | environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        wait_until(lambda: self._is_up() or self.process.poll() is not None)
+        assert self.process.poll() is None, "\n".join(self.log)
+
+    def _read_log(self) -> None:
+        for line in self.process.stdout:
+            self.log.append(line.rstrip("\n"))
+
+    def _is_up(self) -> bool:
+        with closing(socket.socket()) as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def logged(self, pattern: str) -> list[str]:
+        return [line for line in self.log if re.search(pattern, line)]
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        self.process.wait(10)
+        self._reader.join()
+        self.process.stdout.close()
+
+    def get(self, path: str, **headers: str) -> "Client":
+        return Client(self.port, "GET", path, headers=headers)
+
+    def post(self, path: str, body: bytes = b"", **headers: str) -> "Client":
+        return Client(self.port, "POST", path, body, headers)
+
+
+class Client:
+    """One request over a real socket, its response read as it arrives.
+
+    Keyword names of headers have `_` for `-`.
+    """
+
+    def __init__(self, port, method, path, body=None, headers=()):
+        self.connection = http.client.HTTPConnection(
+            "127.0.0.1", port, timeout=20
+        )
+        names = {name.replace("_", "-"): headers[name] for name in headers}
+        self.connection.request(method, path, body, names)
+        self.sock = self.connection.sock
+        self._response = None
+
+    @property
+    def response(self) -> http.client.HTTPResponse:
+        if self._response is None:
+            self._response = self.connection.getresponse()
+        return self._response
+
+    @property
+    def status(self) -> int:
+        return self.response.status
+
+    def header(self, name: str) -> str | None:
+        return self.response.getheader(name)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the bytes of the body as they arrive."""
+        while chunk := self.response.read1(65536):
+            yield chunk
+
+    def read(self) -> bytes:
+        return self.response.read()
+
+    def close(self) -> None:
+        """Leave, as a browser does whose tab is closed."""
+        if self._response is not None:
+            self._response.close()
+        self.connection.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+COMMANDS = {"flask": "flask run", "gunicorn": "gunicorn"}
+
+
+@pytest.fixture(scope="session", params=COMMANDS)
+def server(request) -> Iterator[Server]:
+    """The app with its default settings, under each of the two servers."""
+    running = Server(COMMANDS[request.param])
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Server]]:
+    """Start servers with settings of the test's own; they end with the test."""
+    running: list[Server] = []
+
+    def start(command: str, **options) -> Server:
+        running.append(Server(command, **options))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture
+def app():
+    return create_app()
+
+
+@pytest.fixture
+def client(app):
+    return app.test_client()
+
+
+@pytest.fixture(autouse=True)
+def _no_upstream(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    executable = need(*BROWSERS)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=BROWSER_OPTIONS
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A browser page. The test fails if its console shows an error."""
+    context = browser.new_context()
+    page = context.new_page()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "console",
+        lambda message: (
+            message.type in ("error", "warning")
+            and problems.append(message.text)
+        ),
+    )
+    page.problems = problems
+    yield page
+    context.close()
+    assert problems == []
