@@ -16,12 +16,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import Response, abort, request
 
 KEEP_ALIVE_SECONDS = 15
-"""The longest silence of a stream: writing is how a server learns of a leave."""
+"""The longest silence of a stream. Only by writing does a server learn that
+the client has gone."""
 
 KEEP_ALIVE = b":\n"
 """A comment. Without a blank line: many clients take one for an empty event."""
@@ -30,6 +30,7 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 LINE_END = re.compile("\r\n|\r|\n")
 BYTES_LINE_END = re.compile(LINE_END.pattern.encode())
+RETRY = re.compile(rb"0*([0-9]{1,18})")
 
 
 @dataclass(slots=True)
@@ -62,12 +63,8 @@ class Event:
             "\r" in self.event or "\n" in self.event
         ):
             raise ValueError(f"event must hold no CR or LF: {self.event!r}")
-        if self.retry is not None and (
-            type(self.retry) is not int or self.retry < 0
-        ):
-            raise ValueError(
-                f"retry must be an integer of 0 or more: {self.retry!r}"
-            )
+        if self.retry is not None:
+            _retry_line(self.retry)
 
     def encode(self) -> bytes:
         """Return the event as the lines of an event stream, UTF-8.
@@ -86,9 +83,15 @@ class Event:
         if self.event is not None:
             lines.append(f"event: {self.event}")
         if self.retry is not None:
-            lines.append(f"retry: {self.retry}")
+            lines.append(_retry_line(self.retry))
         lines += [f"data: {line}" for line in LINE_END.split(text)]
         return ("\n".join(lines) + "\n\n").encode(errors="replace")
+
+
+def _retry_line(retry: int) -> str:
+    if type(retry) is not int or retry < 0:
+        raise ValueError(f"retry must be an integer of 0 or more: {retry!r}")
+    return f"retry: {retry}"
 
 
 class EventStream(Response):
@@ -100,28 +103,33 @@ class EventStream(Response):
     The first bytes leave at once, so that `open` fires before the first event.
     When the client goes away, a generator is closed: its `finally` runs at the
     second write that nobody receives.
+
+    Raises ValueError for a `retry` that is not an integer of 0 or more.
     """
 
     def __init__(
         self, events: Iterable[Event | bytes], *, retry: int | None = None
     ):
+        first = KEEP_ALIVE
+        if retry is not None:
+            first = f"{_retry_line(retry)}\n".encode()
         super().__init__(
-            _encode(
-                events, KEEP_ALIVE if retry is None else b"retry: %d\n" % retry
-            ),
+            _encode(first, events),
             content_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
+        self.call_on_close(lambda: _close(events))
 
 
-def _encode(events: Iterable[Event | bytes], first: bytes) -> Iterator[bytes]:
-    try:
-        yield first
-        for event in events:
-            yield event if isinstance(event, bytes) else event.encode()
-    finally:
-        if hasattr(events, "close"):
-            events.close()
+def _encode(first: bytes, events: Iterable[Event | bytes]) -> Iterator[bytes]:
+    yield first
+    for event in events:
+        yield event if isinstance(event, bytes) else event.encode()
+
+
+def _close(events: Iterable) -> None:
+    if hasattr(events, "close"):
+        events.close()
 
 
 def keep_alive(
@@ -144,12 +152,14 @@ def keep_alive(
     def pump() -> None:
         end = None
         try:
-            for event in events:
-                handover.put(event)
-                if closed.is_set():
-                    break
-            _close(events)
-        except Exception as error:
+            try:
+                for event in events:
+                    handover.put(event)
+                    if closed.is_set():
+                        break
+            finally:
+                _close(events)
+        except BaseException as error:
             end = error
         handover.put(end)
 
@@ -163,19 +173,14 @@ def keep_alive(
                 continue
             if item is None:
                 return
-            if isinstance(item, Exception):
+            if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
         closed.set()
-        interrupt()
         while not handover.empty():
             handover.get_nowait()
-
-
-def _close(events: Iterable) -> None:
-    if hasattr(events, "close"):
-        events.close()
+        interrupt()
 
 
 class EventTooLarge(ValueError):
@@ -183,7 +188,7 @@ class EventTooLarge(ValueError):
 
     def __init__(self, max_bytes: int):
         super().__init__(
-            f"The event stream holds an event of over {max_bytes} bytes."
+            f"The stream holds an event of over {max_bytes} bytes."
         )
 
 
@@ -197,7 +202,7 @@ def parse_events(
     event. `retry` is there if the event's lines set it. An event that the
     stream ends in the middle of is dropped.
 
-    Raises EventTooLarge for an event whose data, or a line, is over `max_bytes`.
+    Raises EventTooLarge for data, or any line, of over `max_bytes`.
     """
     data, size, event_type, last_event_id, retry = [], 0, "", "", None
     for line in _lines(chunks, max_bytes):
@@ -223,12 +228,12 @@ def parse_events(
             event_type = value.decode(errors="replace")
         elif field == b"id" and b"\0" not in value:
             last_event_id = value.decode(errors="replace")
-        elif field == b"retry" and value.isdigit() and len(value) < 19:
-            retry = int(value)
+        elif field == b"retry" and (digits := RETRY.fullmatch(value)):
+            retry = int(digits[1])
 
 
 def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
-    """Yield each line that CRLF, LF or CR has ended, the first without its BOM."""
+    """Yield each line that CRLF, LF or CR has ended, the first without BOM."""
     line, after_cr, bom = bytearray(), False, b"\xef\xbb\xbf"
     for chunk in filter(None, chunks):
         if after_cr:
@@ -239,7 +244,7 @@ def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
                 yield bytes(line.removeprefix(bom))
                 line, bom = bytearray(), b""
             line += piece
-            if len(line) > max_bytes + len(b"data: "):
+            if len(line) > max_bytes + len(bom + b"data: "):
                 raise EventTooLarge(max_bytes)
 
 
@@ -285,4 +290,4 @@ def is_cross_site() -> bool:
     if site is not None:
         return site == "cross-site"
     origin = request.headers.get("Origin")
-    return origin is not None and urlsplit(origin).netloc != request.host
+    return origin is not None and origin.partition("://")[2] != request.host
