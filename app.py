@@ -20,10 +20,16 @@ from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 import pages
 from demos import DEMOS
+from language_model import has_upstream
 from settings import read_settings
 from sse import is_cross_site
 
-LESSONS = {demo.bp.name for demo in DEMOS}
+LESSONS = {demo.bp.name: demo for demo in DEMOS}
+MODEL_LESSONS = {
+    name
+    for name, demo in LESSONS.items()
+    if hasattr(demo, "refuse_other_sites")
+}
 MEDIA_TYPES = ("application/json", "text/html")
 RETRY_AFTER_SECONDS = 5
 
@@ -61,7 +67,8 @@ def add_headers(response: Response) -> Response:
     )
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
-    if request.blueprint in LESSONS and not g.get("spends_money"):
+    spends_money = request.blueprint in MODEL_LESSONS and has_upstream()
+    if request.blueprint in LESSONS and not spends_money:
         response.headers["Access-Control-Allow-Origin"] = "*"
     return response
 
@@ -80,9 +87,10 @@ def explain(error: HTTPException) -> Response:
 
 
 def limit_streams(app: Flask) -> None:
-    """Answer 503 while MAX_STREAMS requests to lessons are open in this process.
+    """Answer 503 while MAX_STREAMS requests to lessons are open here.
 
-    A place is free again as soon as its response is closed.
+    Each process counts its own. A place is free again as soon as its response
+    is closed.
     """
     places = threading.BoundedSemaphore(app.config["MAX_STREAMS"])
 

@@ -1,4 +1,4 @@
-"""How the app is served for real: `gunicorn`, in this folder, without options."""
+"""How the app is served for real: `gunicorn`, in this folder."""
 
 import os
 import socket
@@ -24,6 +24,10 @@ workers = 1
 # Beyond the cap on streams there is room for pages, and for saying 503.
 worker_connections = settings["MAX_STREAMS"] + 200
 
+# A prompt of 4000 characters makes a URL of up to 48 kB, more than any limit
+# that gunicorn could be given. A server in front sets one of its own.
+limit_request_line = 0
+
 # Nothing here is steered from outside.
 control_socket_disable = True
 
@@ -37,11 +41,8 @@ def post_worker_init(worker):
 
     def noting_streams(environ, start_response):
         def start(status, headers, exc_info=None):
-            if (
-                dict(headers)
-                .get("Content-Type", "")
-                .startswith("text/event-stream")
-            ):
+            media_type = dict(headers).get("Content-Type", "")
+            if media_type.startswith("text/event-stream"):
                 streams[gevent.getcurrent()] = environ["gunicorn.socket"]
             return start_response(status, headers, exc_info)
 
@@ -56,7 +57,7 @@ def post_request(worker, req, environ, resp):
 
 
 def end_streams_with(worker):
-    """On SIGTERM and on a reload, end the streams: gunicorn would wait for them."""
+    """End the streams on SIGTERM or a reload: gunicorn would wait for them."""
     while worker.alive:
         gevent.sleep(0.1)
     while True:
@@ -70,7 +71,7 @@ def worker_int(worker):
 
 
 def end_streams():
-    """Raise GreenletExit where each stream waits, so that its `finally` runs."""
+    """Raise GreenletExit where each stream waits, for its `finally` to run."""
     gevent.killall(list(streams), block=False)
     for client in list(streams.values()):
         with suppress(OSError):

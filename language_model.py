@@ -17,7 +17,6 @@ import json
 import os
 import re
 import secrets
-import select
 import socket
 import threading
 import time
@@ -27,7 +26,7 @@ from http.cookiejar import DefaultCookiePolicy
 
 import requests
 import urllib3
-from flask import Response, abort, current_app, g, request
+from flask import Response, abort, current_app, request
 from requests.adapters import HTTPAdapter
 
 from sse import (
@@ -52,17 +51,23 @@ FINISH_SECONDS = 0.2
 """How long the end of a body may take once its last event has come."""
 
 MIN_SECRET_BYTES = 8
-"""Shorter keys are the dummies of local models, and are words of answers too."""
+"""Shorter keys are the dummies of local models, and words of answers too."""
 
 CLIENT_LEFT = 499
+BROKEN_OFF = "The language model's answer broke off in the middle."
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
 EVENT_ENDS = (b"\n\n", b"\r\r", b"\r\n\r\n")
+END_BYTES = 16 * 1024
+WHOLE = re.compile(rb'[\r\n]data: ?\[DONE\]|"finish_reason"\s*:\s*"')
+"""What only the end of a whole answer holds: a cut can look like an end."""
 
 MAX_PAGE_BYTES = 16 * 1024 * 1024
 """The largest answer that is relayed whole and not as an event stream."""
 
 
 class ModelError(Exception):
-    """There is no answer, or not all of it. The text is safe to show to anyone."""
+    """There is no answer, or not all of it. Its text is safe to show."""
 
     def __init__(self, sentence: str, status: int = 502):
         super().__init__(sentence)
@@ -89,8 +94,8 @@ def new_call(
 ) -> "UpstreamCall | OfflineCall":
     """Return a call, not open yet, that posts `body` or, without one, gets.
 
-    The app's UPSTREAM_SILENCE_SECONDS says how long an upstream may say nothing,
-    OFFLINE_WORD_SECONDS how fast the offline model writes.
+    The app's UPSTREAM_SILENCE_SECONDS says how long an upstream may say
+    nothing, OFFLINE_WORD_SECONDS how fast the offline model writes.
     """
     setting = current_app.config.get
     if has_upstream():
@@ -127,8 +132,7 @@ def refuse_other_sites() -> None:
 
     For `Blueprint.before_request` of a lesson that asks the model.
     """
-    g.spends_money = has_upstream()
-    if g.spends_money and is_cross_site():
+    if has_upstream() and is_cross_site():
         abort(
             403,
             "Pages of other sites may not use this server's language model.",
@@ -153,24 +157,22 @@ def deltas(call: "UpstreamCall | OfflineCall") -> Iterator[str]:
                     call.finish()
                     return
                 chunk = json.loads(event.data)
-                if "error" in chunk:
+                if chunk.get("error"):
                     raise ModelError("The language model failed in mid-answer.")
                 for choice in chunk["choices"]:
-                    finished = finished or choice["finish_reason"] is not None
-                    if choice["delta"].get("content"):
-                        yield choice["delta"]["content"]
+                    finished = finished or choice.get("finish_reason")
+                    if text := choice["delta"].get("content"):
+                        yield "" + text
         except EventTooLarge as error:
             raise ModelError(
                 f"The language model went wrong: {error}"
             ) from None
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except BROKEN:
             raise ModelError(
                 "The language model sent a broken event."
             ) from None
         if not finished:
-            raise ModelError(
-                "The language model's answer broke off in the middle."
-            )
+            raise ModelError(BROKEN_OFF)
 
 
 def _refusal(status: int) -> str:
@@ -182,7 +184,7 @@ def _refusal(status: int) -> str:
 
 
 def relay(call: "UpstreamCall | OfflineCall") -> Response:
-    """Return the call's own answer: its status, its type, its bytes as they come.
+    """Return the call's own answer: status, type, and bytes as they come.
 
     The call is cut when the client leaves, also before the answer has begun.
     Without any answer it is 502, or 504 after a silence.
@@ -232,11 +234,7 @@ def _while_attended(items: Iterator[bytes]) -> Iterator[bytes]:
     def attended() -> Iterator[bytes]:
         with closing(items):
             for item in items:
-                if (
-                    item is KEEP_ALIVE
-                    and client is not None
-                    and _has_closed(client)
-                ):
+                if client is not None and _has_closed(client):
                     raise ModelError("The client has left.", CLIENT_LEFT)
                 yield item
 
@@ -244,33 +242,38 @@ def _while_attended(items: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _has_closed(client: socket.socket) -> bool:
+    timeout = client.gettimeout()
+    client.settimeout(0)
     try:
-        readable, _, _ = select.select([client], [], [], 0)
-        return bool(readable) and client.recv(1, socket.MSG_PEEK) == b""
+        return client.recv(1, socket.MSG_PEEK) == b""
+    except (BlockingIOError, ValueError):  # nothing to read, or TLS
+        return False
     except OSError:
         return True
-    except ValueError:  # TLS, which cannot peek
-        return False
+    finally:
+        client.settimeout(timeout)
 
 
 def _relayed_events(items: Iterator[bytes], ticks: int) -> Iterator[bytes]:
     """Pass the bytes on, with a comment between events at every `ticks` silent
     ticks, and with the error, as an event, where the answer breaks off.
     """
-    tail, silent_ticks = b"\n\n", 0
+    end, silent_ticks = b"\n\n", 0
     try:
         yield b""
         for item in items:
             if item is not KEEP_ALIVE:
-                tail, silent_ticks = (tail + item)[-4:], 0
+                end, silent_ticks = (end + item)[-END_BYTES:], 0
                 yield item
                 continue
             silent_ticks += 1
-            if silent_ticks % ticks == 0 and tail.endswith(EVENT_ENDS):
+            if silent_ticks % ticks == 0 and end.endswith(EVENT_ENDS):
                 yield KEEP_ALIVE
+        if not WHOLE.search(end):
+            raise ModelError(BROKEN_OFF)
     except ModelError as error:
         if error.status != CLIENT_LEFT:
-            yield b"" if tail.endswith(EVENT_ENDS) else b"\n\n"
+            yield b"" if end.endswith(EVENT_ENDS) else b"\n\n"
             yield Event(error_response(str(error), error.status).json).encode()
 
 
@@ -330,7 +333,9 @@ class UpstreamCall:
                 "The language model's address redirects elsewhere."
             )
         self.headers = {
-            name: self._response.headers[name]
+            name: self._response.headers[name].replace(
+                _api_key() or "\0", "***"
+            )
             for name in ("Content-Type", "Retry-After")
             if name in self._response.headers
         }
@@ -350,7 +355,7 @@ class UpstreamCall:
         except urllib3.exceptions.ReadTimeoutError:
             raise ModelError("The language model fell silent.", 504) from None
         except (urllib3.exceptions.HTTPError, OSError, ValueError):
-            raise ModelError("The language model's answer broke off.") from None
+            raise ModelError(BROKEN_OFF) from None
 
     def finish(self) -> None:
         """Read what is left after the last event, for at most a moment.
@@ -390,7 +395,7 @@ class _TellingConnection:
 
 
 class _Adapter(HTTPAdapter):
-    """Tells a call which socket it waits on: closing a response wakes nobody."""
+    """Tells a call its socket: closing a response would wake nobody."""
 
     def get_connection_with_tls_context(self, *args, **kwargs):
         pool = super().get_connection_with_tls_context(*args, **kwargs)
@@ -416,7 +421,7 @@ def _api_key() -> str:
 
 
 def _authorize(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Put the key in here, where no .netrc overrides it and no repr shows it."""
+    """Put the key in, where no .netrc overrides it and no repr shows it."""
     if _api_key():
         prepared.headers["Authorization"] = f"Bearer {_api_key()}"
     return prepared
@@ -496,7 +501,7 @@ class OfflineCall:
         yield chunk({"role": "assistant", "content": "", "refusal": None})
         for word in words:
             if self._word_seconds and self._cut.wait(self._word_seconds):
-                return
+                raise ModelError(BROKEN_OFF)
             yield chunk({"content": word})
         yield chunk({}, "stop")
         if wants_usage:
@@ -622,7 +627,8 @@ Choose a **WebSocket** when both talk all the time.
     ),
     r"reconnect|retry|resume|lost|drop|last.event|重连|重新连接|断": (
         """\
-A browser **reconnects by itself**, and a good server lets it go on where it was.
+A browser **reconnects by itself**, and a good server lets it go on where it \
+was.
 
 - Give every event an `id`. The browser remembers the last one.
 - When it comes back, it sends that id in the `Last-Event-ID` header.

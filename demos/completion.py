@@ -15,8 +15,10 @@ own connection to the model, which stops writing. Then ask in Chinese.
     curl -N "http://127.0.0.1:5000/completion?prompt=Compare+with+WebSockets"
 """
 
+import json
+
 from flask import Blueprint, abort, request
-from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException
 
 from language_model import (
     ModelError,
@@ -63,12 +65,13 @@ def answer(call):
 
 @bp.post("/v1/chat/completions")
 def chat_completions():
-    request.max_content_length = MAX_BODY_BYTES
-    try:
-        body = request.get_json(force=True)
-    except RequestEntityTooLarge:
+    text = request.stream.read(MAX_BODY_BYTES + 1)
+    if len(text) > MAX_BODY_BYTES:
         abort(413, f"The body must have at most {MAX_BODY_BYTES} bytes.")
-    except (BadRequest, RecursionError):
+    try:
+        body = json.loads(text)
+        json.dumps(body, allow_nan=False)
+    except (ValueError, RecursionError):
         abort(400, "The body must be JSON.")
     if not is_chat(body):
         abort(400, "The body must be an object with a list of messages.")

@@ -1,0 +1,403 @@
+"""A language model's upstream for tests: it answers as each test says.
+
+It speaks HTTP over real sockets, byte by byte, so that it can misbehave. An
+answer is a function of the connection, which holds the request:
+
+    with Upstream(stream(delta("Hello"), FINISH, DONE)) as upstream:
+        ask(upstream.url)
+    assert upstream.requests[0].json["stream"]
+"""
+
+import http.client
+import json
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from email.message import Message
+from typing import NamedTuple
+
+from sse import EventTooLarge
+
+PAUSE = object()
+"""Among the pieces of a stream: what follows waits for `go_on()`."""
+
+
+class Request(NamedTuple):
+    """A request as it came."""
+
+    method: str
+    path: str
+    headers: Message
+    body: bytes
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+
+class Connection:
+    """One connection to the upstream, with all that was asked on it."""
+
+    def __init__(self, sock: socket.socket):
+        self.requests: list[Request] = []
+        self.left = threading.Event()
+        self.left_at: float | None = None
+        self.sock = sock
+        self._steps = threading.Semaphore(0)
+
+    @property
+    def request(self) -> Request:
+        return self.requests[-1]
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def pause(self) -> None:
+        """Wait for the test to say `go_on()`."""
+        self._steps.acquire(timeout=10)
+
+    def go_on(self) -> None:
+        self._steps.release()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def serve(self, answer: "Answer") -> None:
+        """Answer each request, until the peer has left or the answer closes."""
+        with self.sock.makefile("rb") as lines, suppress(OSError):
+            while request := read_request(lines):
+                self.requests.append(request)
+                answer(self)
+        self.left_at = time.monotonic()
+        self.left.set()
+
+
+Answer = Callable[[Connection], object]
+
+
+def read_request(lines) -> Request | None:
+    """Return the next request, or None once the peer has left."""
+    method, path, *_ = lines.readline().decode().split() or ("", "")
+    if not method:
+        return None
+    headers = http.client.parse_headers(lines)
+    body = lines.read(int(headers.get("Content-Length", 0)))
+    return Request(method, path, headers, body)
+
+
+class Upstream(socketserver.ThreadingTCPServer):
+    """Listens while its context lasts, and answers as `answer` says.
+
+    After an answer the connection waits for its next request, so an answer
+    that sends nothing is a silent upstream. Its threads end with the context.
+    """
+
+    allow_reuse_address = True
+
+    def __init__(self, answer: Answer, port: int = 0):
+        super().__init__(("127.0.0.1", port), None)
+        self.answer = answer
+        self.connections: list[Connection] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    @property
+    def requests(self) -> list[Request]:
+        return [one for each in self.connections for one in each.requests]
+
+    def go_on(self) -> None:
+        """Let the latest connection that pauses go on."""
+        self.connections[-1].go_on()
+
+    def __enter__(self) -> "Upstream":
+        threading.Thread(target=self.serve_forever, args=(0.01,)).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.shutdown()
+        for connection in self.connections:
+            connection.close()
+            connection.go_on()
+        self.server_close()
+
+    def verify_request(self, sock, address) -> bool:
+        # Here and not in its thread, which may start after `__exit__`.
+        self.connections.append(Connection(sock))
+        return True
+
+    def finish_request(self, sock, address) -> None:
+        (connection,) = (one for one in self.connections if one.sock is sock)
+        connection.serve(lambda connection: self.answer(connection))
+
+    def handle_error(self, request, address) -> None:
+        raise  # for pytest, which fails a test whose thread raises
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Hold a port that refuses connections unless an Upstream listens there."""
+    with closing(socket.socket()) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+def head(status: str, *fields: str) -> bytes:
+    return "\r\n".join((f"HTTP/1.1 {status}", *fields, "", "")).encode()
+
+
+def silence(connection: Connection) -> None:
+    """The answer that never comes."""
+
+
+def page(
+    body: bytes,
+    status: str = "200 OK",
+    content_type: str = "application/json",
+    *fields: str,
+) -> Answer:
+    """Return an answer that is whole at once."""
+    length = f"Content-Length: {len(body)}"
+    first = head(status, f"Content-Type: {content_type}", length, *fields)
+    return lambda connection: connection.send(first + body)
+
+
+def stream(
+    *pieces: bytes | object,
+    framing: str = "chunked",
+    end: str = "whole",
+    content_type: str = "text/event-stream",
+    fields: tuple[str, ...] = (),
+) -> Answer:
+    """Return an answer that sends piece after piece, each with one write.
+
+    framing: "chunked", "length" (of the whole body) or "close" (when it ends).
+    end: "whole", "cut" (the connection breaks early) or "silent".
+    """
+    length = sum(len(piece) for piece in pieces if piece is not PAUSE)
+    # An answer that breaks off had promised more.
+    promised = length + (0 if end == "whole" else 100)
+    framings = {
+        "chunked": "Transfer-Encoding: chunked",
+        "length": f"Content-Length: {promised}",
+        "close": "Connection: close",
+    }
+    first = head(
+        "200 OK", f"Content-Type: {content_type}", framings[framing], *fields
+    )
+
+    def answer(connection: Connection) -> None:
+        connection.send(first)
+        for piece in pieces:
+            if piece is PAUSE:
+                connection.pause()
+            elif framing == "chunked":
+                connection.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+            else:
+                connection.send(piece)
+        if end == "whole" and framing == "chunked":
+            connection.send(b"0\r\n\r\n")
+        if end == "cut" or (end == "whole" and framing == "close"):
+            connection.close()
+
+    return answer
+
+
+def event(value: object) -> bytes:
+    return (
+        b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+    )
+
+
+def chunk(delta: dict, finish_reason: str | None = None) -> bytes:
+    """Return one event of an answer, in the official API's shape."""
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return event(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "created": 1700000000,
+            "model": "test-model",
+            "choices": [choice],
+        }
+    )
+
+
+def delta(text: str) -> bytes:
+    return chunk({"content": text})
+
+
+ROLE = chunk({"role": "assistant", "content": ""})
+FINISH = chunk({}, "stop")
+DONE = b"data: [DONE]\n\n"
+HELLO = (ROLE, delta("Hello"), FINISH, DONE)
+
+REFUSED_KEY = b'{"error": {"message": "Incorrect API key provided."}}'
+TOO_MANY = b'{"error": {"message": "Rate limit reached.", "code": "slow_down"}}'
+ERROR_PAGE = b"<!doctype html><title>500</title><h1>Internal error</h1>"
+
+
+class Fault(NamedTuple):
+    """One way an upstream goes wrong, and what a reader gets of its answer."""
+
+    answer: Answer
+    sentence: str
+    texts: tuple[str, ...] = ()
+
+
+BROKEN_EVENT = "The language model sent a broken event."
+UNREACHABLE = "The language model cannot be reached."
+NO_STREAM = "The language model's answer is no event stream."
+UNFINISHED = "The language model's answer broke off in the middle."
+
+PAGE_FAULTS = {
+    "401": Fault(
+        page(REFUSED_KEY, "401 Unauthorized"),
+        "The language model refused this server's API key (401).",
+    ),
+    "429": Fault(
+        page(
+            TOO_MANY,
+            "429 Too Many Requests",
+            "application/json",
+            "Retry-After: 7",
+        ),
+        "The language model was asked too often, or for too much (429).",
+    ),
+    "500 with HTML": Fault(
+        page(ERROR_PAGE, "500 Internal Server Error", "text/html"),
+        "The language model answered with status 500.",
+    ),
+    "200 with HTML": Fault(page(ERROR_PAGE, "200 OK", "text/html"), NO_STREAM),
+    "200 with JSON": Fault(page(b'{"choices": []}'), NO_STREAM),
+}
+"""Whole answers, but not the answer to the prompt."""
+
+CONNECTION_FAULTS = {
+    "hangs up": Fault(Connection.close, UNREACHABLE),
+    "speaks no HTTP": Fault(
+        lambda connection: connection.send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
+        UNREACHABLE,
+    ),
+    "redirects": Fault(
+        page(b"", "302 Found", "text/html", "Location: /elsewhere"),
+        "The language model's address redirects elsewhere.",
+    ),
+}
+"""No answer at all."""
+
+CUT_FAULTS = {
+    "cut, chunked": Fault(
+        stream(ROLE, delta("Hello"), end="cut"), UNFINISHED, ("Hello",)
+    ),
+    "cut, with a length": Fault(
+        stream(ROLE, delta("Hello"), framing="length", end="cut"),
+        UNFINISHED,
+        ("Hello",),
+    ),
+    "cut, without a length": Fault(
+        stream(ROLE, delta("Hello"), framing="close", end="cut"),
+        UNFINISHED,
+        ("Hello",),
+    ),
+    "cut after it spoke of [DONE]": Fault(
+        stream(ROLE, delta("Hello"), delta("data: [DONE]"), framing="close"),
+        UNFINISHED,
+        ("Hello", "data: [DONE]"),
+    ),
+    "ends without a finish": Fault(
+        stream(ROLE, delta("Hello")), UNFINISHED, ("Hello",)
+    ),
+}
+"""The beginning of an answer, whole events of it, and no more."""
+
+BAD_EVENTS = {
+    "broken JSON": (b'data: {"choices": [{\n\n', BROKEN_EVENT),
+    "JSON that is nested too deeply": (
+        b"data: " + b"[" * 100_000 + b"\n\n",
+        BROKEN_EVENT,
+    ),
+    "a number": (event(5), BROKEN_EVENT),
+    "null": (event(None), BROKEN_EVENT),
+    "a list": (event(["choices"]), BROKEN_EVENT),
+    "no choices": (event({"object": "chat.completion.chunk"}), BROKEN_EVENT),
+    "choices that are a number": (event({"choices": 5}), BROKEN_EVENT),
+    "a choice that is null": (event({"choices": [None]}), BROKEN_EVENT),
+    "a delta that is a string": (
+        event({"choices": [{"delta": "Hi", "finish_reason": None}]}),
+        BROKEN_EVENT,
+    ),
+    "content that is a number": (chunk({"content": 5}), BROKEN_EVENT),
+    "content that is a list": (chunk({"content": ["Hi"]}), BROKEN_EVENT),
+    "an error object": (
+        event({"error": {"message": "Overloaded."}}),
+        "The language model failed in mid-answer.",
+    ),
+    "a line of 10 MiB": (
+        b"data: " + b"x" * 10 * 1024 * 1024,
+        f"The language model went wrong: {EventTooLarge(4 * 1024 * 1024)}",
+    ),
+}
+"""Events that no model should send, and what a reader gets of each."""
+
+EVENT_FAULTS = {
+    name: Fault(stream(delta("Hello"), bad), sentence, ("Hello",))
+    for name, (bad, sentence) in BAD_EVENTS.items()
+}
+
+BYTE_FAULTS = {
+    "a broken chunk size": Fault(
+        lambda connection: connection.send(
+            head(
+                "200 OK",
+                "Content-Type: text/event-stream",
+                "Transfer-Encoding: chunked",
+            )
+            + b"%x\r\n%s\r\n" % (len(delta("Hello")), delta("Hello"))
+            + b"no number\r\n"
+        ),
+        UNFINISHED,
+        ("Hello",),
+    ),
+    "broken compression": Fault(
+        stream(b"no gzip", fields=("Content-Encoding: gzip",)), UNFINISHED
+    ),
+}
+
+FAULTS = (
+    PAGE_FAULTS | CONNECTION_FAULTS | CUT_FAULTS | EVENT_FAULTS | BYTE_FAULTS
+)
+
+HARMLESS = {
+    "comments": (b": thinking\n\n", *HELLO),
+    "blocks without data": (b"event: ping\n\nid: 7\n\n\n\n", *HELLO),
+    "a byte order mark": (b"\xef\xbb\xbf", *HELLO),
+    "CRLF": tuple(piece.replace(b"\n", b"\r\n") for piece in HELLO),
+    "CR": tuple(piece.replace(b"\n", b"\r") for piece in HELLO),
+    "no space after the colon": tuple(
+        piece.replace(b"data: ", b"data:") for piece in HELLO
+    ),
+    "chunks without choices": (
+        event({"choices": [], "prompt_filter_results": []}),
+        *HELLO[:-1],
+        event({"choices": [], "usage": {"total_tokens": 3}}),
+        DONE,
+    ),
+    "no finish_reason before the end": (
+        event({"choices": [{"index": 0, "delta": {"content": "Hello"}}]}),
+        FINISH,
+        DONE,
+    ),
+    "an error that is null": (
+        delta("Hello").replace(b'{"id"', b'{"error":null,"id"'),
+        FINISH,
+        DONE,
+    ),
+    "a finish without [DONE]": HELLO[:-1],
+    "a [DONE] without a finish": (delta("Hello"), DONE),
+    "an event after [DONE]": (*HELLO, b": bye\n\ndata: {\n\n"),
+}
+"""Pieces of an answer that is unusual, and whole all the same: Hello."""
