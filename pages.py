@@ -1,4 +1,4 @@
-"""The pages: the catalogue, and one page per lesson, made from its own files."""
+"""The pages: the catalogue, and one per lesson, made from its own files."""
 
 import hashlib
 import re
@@ -42,7 +42,7 @@ class Lesson(NamedTuple):
 
 
 def lesson(demo: ModuleType) -> Lesson:
-    """Read a lesson's docstring: title, what it shows, Notice, Try, curl line."""
+    """Read a lesson's docstring: title, what it shows, Notice, Try, curl."""
     title, *blocks = re.split(r"\n\n+", demo.__doc__.strip())
     shows, notice, attempt, curl = (" ".join(block.split()) for block in blocks)
     return Lesson(
@@ -89,7 +89,7 @@ def prose(text: str) -> Markup:
 
 
 def highlighted(code: str, lexer) -> Markup:
-    """Return code as HTML: its own text, in spans that a stylesheet colours."""
+    """Return code as HTML: its own text, in spans for the stylesheet."""
     return Markup(highlight(code, lexer, HtmlFormatter(nowrap=True)))
 
 
@@ -99,6 +99,6 @@ def scripts(html: str) -> list[str]:
 
 
 def script_source(text: str) -> str:
-    """Return the Content-Security-Policy source that allows just this script."""
+    """Return the Content-Security-Policy source that allows this script."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{b64encode(digest).decode()}'"

@@ -55,6 +55,4 @@ def _check_upstream(environ: Mapping[str, str]) -> None:
         )
     key = environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise SystemExit(
-            "OPENAI_API_KEY must be printable ASCII without spaces."
-        )
+        raise SystemExit("OPENAI_API_KEY must be ASCII, without spaces.")

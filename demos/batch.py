@@ -1,15 +1,15 @@
 """Batch: many messages in few events
 
-A source makes messages faster than it is wise to send them. They collect in a
-buffer, and a few times a second all of them leave as one event, a JSON array.
+Messages that come faster than it is wise to send them collect in a buffer, and
+a few times a second all of them leave as one event, a JSON array.
 
 Notice: both sides show as many messages a second, but the batched one takes
 far fewer events, and fewer bytes. Nothing is lost and nothing comes twice: n
 counts up without a gap. An empty buffer sends nothing.
 
-Try: set the rate to 10000. Then suspend the client with Ctrl-Z, wait, and type
-`fg`. Its buffer was bounded, so the oldest messages went, and an event of the
-type `dropped` says how many. A buffer without a bound takes all memory.
+Try: run the curl line with rate=10000, press Ctrl-Z, wait half a minute, and
+type `fg`. The buffer was bounded, so the oldest messages went, and an event of
+the type `dropped` says how many. A buffer without a bound takes all memory.
 
     curl -N "http://127.0.0.1:5000/stream/batch?rate=1000&flush=500"
 """
@@ -57,12 +57,11 @@ def batches(rate, flush_seconds, produce=produce):
             buffer.append(message)
             arrived.notify()
 
-    source = threading.Thread(
-        target=produce, args=(rate, put, left), daemon=True
-    )
-    source.start()
+    job = (rate, put, left)
+    source = threading.Thread(target=produce, args=job, daemon=True)
     sent = 0
     try:
+        source.start()
         while True:
             time.sleep(flush_seconds)
             with arrived:
@@ -73,8 +72,9 @@ def batches(rate, flush_seconds, produce=produce):
             if dropped:
                 yield Event({"dropped": dropped}, event="dropped")
             sent = messages[-1]["n"]
-            yield from (
-                [Event(messages)] if flush_seconds else map(Event, messages)
-            )
+            if flush_seconds:
+                yield Event(messages)
+            else:
+                yield from map(Event, messages)
     finally:
         left.set()

@@ -1,8 +1,8 @@
 """Clock: headers at once, and a clean-up when the browser leaves
 
-An endless stream of plain text. The connection opens at once, a whole interval
-before the first tick. When the browser leaves, the generator is closed, and
-its `finally` gives back whatever the stream was holding.
+The connection opens at once, a whole interval before the first tick, and when
+the browser leaves, the generator is closed: its `finally` gives back whatever
+an endless stream was holding.
 
 Notice: watch the terminal of the server while you press Stop. The clean-up
 comes at a tick, not at once: only by writing does a server learn that nobody

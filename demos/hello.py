@@ -9,9 +9,9 @@ last one has a type of its own, `status`, and an id. Once it is here the page
 calls `close()`: to the browser the end of a response is only a lost
 connection, and it would reconnect and run everything again.
 
-Try: press Start without close. After three seconds the browser comes back,
-with the last id in its Last-Event-ID header, and the server answers 204 No
-Content. That is the other way to stop a browser for good.
+Try: untick “close on status” and press Start. After three seconds the browser
+comes back, with the last id in its Last-Event-ID header, and the server answers
+204 No Content. That is the other way to stop a browser for good.
 
     curl -N http://127.0.0.1:5000/stream/hello
 """

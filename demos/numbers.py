@@ -1,8 +1,8 @@
 """Numbers: ids, so that a lost connection loses no event
 
-Every event has an id, and data in JSON. When the connection drops, the browser
-reconnects by itself and sends the last id that it saw as Last-Event-ID; the
-server goes on at the next one.
+When a connection drops, the browser reconnects by itself and sends the last id
+that it saw as Last-Event-ID, so that the server goes on at the next one. Every
+event here has such an id, and data in JSON.
 
 Notice: the ids go on without a gap and without a repeat, although the stream
 was cut. The page does nothing for that: no line of its script reconnects.

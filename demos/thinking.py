@@ -20,7 +20,7 @@ from flask import Blueprint, abort, request
 
 from sse import Event, EventStream, last_event_number
 
-PAUSE_SECONDS = 1.0
+PAUSE_SECONDS = 0.8
 MAX_QUESTION_CHARACTERS = 200
 THOUGHTS = (
     "Reading “{}”",

@@ -3,20 +3,21 @@
 const wire = document.querySelector("#wire");
 const bytes = wire.querySelector("pre");
 const MAX_ROWS = 200;
+const SHORT_ESCAPES = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
 let request = new AbortController();
 
-// Control characters as the pictures that Unicode has for them.
+// Control characters, and the BOM, as the escapes that code has for them.
 function visible(text) {
   const row = document.createDocumentFragment();
-  for (const part of text.split(/([\0-\x1f\x7f])/)) {
-    const code = part.charCodeAt(0);
-    if (part.length === 1 && (code < 32 || code === 127)) {
-      const mark = document.createElement("mark");
-      mark.textContent = String.fromCharCode(code === 127 ? 0x2421 : 0x2400 + code);
-      row.append(mark, code === 10 ? "\n" : "");
-    } else {
+  for (const part of text.split(/([\0-\x1f\x7f\ufeff])/)) {
+    if (!/^[\0-\x1f\x7f\ufeff]$/.test(part)) {
       row.append(part);
+      continue;
     }
+    const code = part.charCodeAt(0).toString(16).padStart(4, "0");
+    const mark = document.createElement("mark");
+    mark.textContent = SHORT_ESCAPES[part] ?? `\\u${code}`;
+    row.append(mark, part === "\n" ? "\n" : "");
   }
   return row;
 }
