@@ -58,8 +58,14 @@ def free_port() -> int:
 class Server:
     """The app, in a process of its own, as the README starts it."""
 
-    def __init__(self, command: str, folder: Path = PROJECT, **environ: str):
-        self.port = free_port()
+    def __init__(
+        self,
+        command: str,
+        folder: Path = PROJECT,
+        port: int | None = None,
+        **environ: str,
+    ):
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log: list[str] = []
         kept = {
@@ -86,8 +92,12 @@ class Server:
             self.log.append(line.rstrip("\n"))
 
     def _is_up(self) -> bool:
-        with closing(socket.socket()) as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        """Tell whether it answers: gunicorn listens before it does."""
+        try:
+            with self.get("/") as client:
+                return client.status > 0
+        except OSError:
+            return False
 
     def logged(self, pattern: str) -> list[str]:
         return [line for line in self.log if re.search(pattern, line)]
@@ -227,3 +237,22 @@ def page(browser):
     yield page
     context.close()
     assert problems == []
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Server]:
+    """The app for the browser, under `flask run` as on a laptop."""
+    running = Server("flask run")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def lesson_page(page, site):
+    """Open the page of a lesson."""
+
+    def open_lesson(name: str):
+        page.goto(f"{site.url}/demos/{name}")
+        return page
+
+    return open_lesson

@@ -1,0 +1,144 @@
+import json
+import socket
+import threading
+import time
+
+import pytest
+from conftest import Client, wait_until
+from werkzeug.serving import make_server
+
+from demos.batch import batches
+from sse import parse_events
+
+STALL_SECONDS = 4
+
+
+def messages_of(event):
+    return json.loads(event.data)
+
+
+def test_batches_are_arrays_whose_messages_count_on(server):
+    with server.get("/stream/batch?rate=1000&flush=50") as client:
+        events = parse_events(client.chunks())
+        arrays = [messages_of(next(events)) for _ in range(10)]
+    messages = [message for array in arrays for message in array]
+    assert [m["n"] for m in messages] == list(range(1, len(messages) + 1))
+    assert all(list(m) == ["n", "value"] for m in messages)
+    assert 300 <= len(messages) <= 800
+
+
+def test_without_flush_each_message_is_an_event(server):
+    with server.get("/stream/batch?rate=200&flush=0") as client:
+        events = parse_events(client.chunks())
+        messages = [messages_of(next(events)) for _ in range(50)]
+    assert [message["n"] for message in messages] == list(range(1, 51))
+
+
+def test_an_empty_buffer_sends_nothing(server):
+    with server.get("/stream/batch?rate=2&flush=10") as client:
+        chunks = client.chunks()
+        assert next(chunks) == b":\n"
+        assert messages_of(next(parse_events(chunks)))[0]["n"] == 1
+
+
+def test_drops_the_oldest_of_a_full_buffer_and_says_how_many():
+    reading, put_all = threading.Event(), threading.Event()
+
+    def produce(rate, put, left):
+        put({"n": 1})
+        reading.wait()
+        for n in range(2, 101):
+            put({"n": n})
+        put_all.set()
+
+    stream = batches(rate=10, flush_seconds=0.001, produce=produce)
+    assert next(stream).data == [{"n": 1}]
+    reading.set()
+    assert put_all.wait(5)
+    assert next(stream).encode() == b'event: dropped\ndata: {"dropped":79}\n\n'
+    assert [message["n"] for message in next(stream).data] == [*range(81, 101)]
+    stream.close()
+
+
+@pytest.fixture
+def small_buffers(app):
+    """The app on a socket that holds little of what nobody reads."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        port = listener.getsockname()[1]
+        fd = listener.fileno()
+        server = make_server("127.0.0.1", port, app, threaded=True, fd=fd)
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield port
+        server.shutdown()
+        serving.join()
+        server.server_close()
+
+
+def test_a_reader_that_stalls_is_told_what_it_missed(small_buffers):
+    path = "/stream/batch?rate=10000&flush=10"
+    with Client(small_buffers, "GET", path) as client:
+        time.sleep(STALL_SECONDS)
+        seen = 0
+        for event in parse_events(client.chunks()):
+            if event.event == "dropped":
+                dropped = json.loads(event.data)["dropped"]
+                break
+            messages = messages_of(event)
+            assert messages[0]["n"] == seen + 1
+            seen = messages[-1]["n"]
+        after = next(parse_events(client.chunks()))
+        assert messages_of(after)[0]["n"] == seen + dropped + 1
+
+
+def test_the_source_ends_with_the_stream():
+    before = threading.active_count()
+    streams = [batches(rate=1000, flush_seconds=0.01) for _ in range(20)]
+    for stream in streams:
+        next(stream)
+    assert threading.active_count() == before + 20
+    for stream in streams:
+        stream.close()
+    wait_until(lambda: threading.active_count() == before)
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("rate=0", "rate must be an integer from 1 to 10000, not '0'."),
+        ("rate=10001", "rate must be an integer from 1 to 10000, not '10001'."),
+        ("rate=1.5", "rate must be an integer from 1 to 10000, not '1.5'."),
+        ("flush=-1", "flush must be an integer from 0 to 5000, not '-1'."),
+        ("flush=5001", "flush must be an integer from 0 to 5000, not '5001'."),
+        (
+            "flush=9",
+            "flush must be 0, for each message at once, or 10 to 5000.",
+        ),
+    ],
+)
+def test_refuses_what_is_out_of_range(server, query, sentence):
+    with server.get(f"/stream/batch?{query}") as client:
+        assert client.status == 400
+        assert json.loads(client.read()) == {"error": sentence}
+
+
+def test_page_shows_both_ways_side_by_side(lesson_page):
+    page = lesson_page("batch")
+    page.get_by_label("Messages a second").fill("200")
+    page.get_by_role("button", name="Start").click()
+
+    def row(name):
+        cells = page.get_by_role("row", name=name).get_by_role("cell")
+        return cells.all_text_contents()
+
+    wait_until(lambda: page.locator("tbody td").nth(3).text_content() != "0")
+    assert row("the state is") == ["open", "open"]
+    messages, events = row("messages a second"), row("events a second")
+    assert 100 < int(messages[0]) < 300
+    assert 100 < int(messages[1]) < 300
+    assert 5 <= int(events[0]) <= 12
+    assert events[1] == messages[1]
+    assert int(row("bytes a second")[0].replace(",", "")) > 1000
+    page.get_by_role("button", name="Stop").click()
+    assert row("the state is") == ["closed", "closed"]

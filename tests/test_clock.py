@@ -1,0 +1,80 @@
+import json
+import re
+import time
+from datetime import datetime
+
+import pytest
+from conftest import COMMANDS, wait_until
+
+from demos.clock import SENTENCES, clock
+from sse import parse_events
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("", r"The time is \d\d:\d\d:\d\d"),
+        ("&lang=en", r"The time is \d\d:\d\d:\d\d"),
+        ("&lang=zh", r"当前时间是 \d\d:\d\d:\d\d"),
+    ],
+)
+def test_tells_the_time_as_plain_text(server, query, sentence):
+    with server.get(f"/sse?interval=0.01{query}") as client:
+        event = next(parse_events(client.chunks()))
+    assert event.event == "message"
+    assert re.fullmatch(sentence, event.data)
+
+
+def test_sends_exactly_these_bytes():
+    def now():
+        return datetime(2026, 11, 21, 14, 3, 22)
+
+    ticks = clock(1, SENTENCES["zh"], now=now, sleep=lambda _: None)
+    assert next(ticks).encode() == "data: 当前时间是 14:03:22\n\n".encode()
+
+
+def test_headers_come_at_once_and_ticks_an_interval_later(server):
+    start = time.monotonic()
+    with server.get("/sse?interval=10") as client:
+        assert client.status == 200
+        assert next(client.chunks()) == b":\n"
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("command", COMMANDS.values())
+def test_logs_each_clean_up_with_its_ticks(start, command):
+    server = start(command)
+    with server.get("/sse?interval=0.2") as client:
+        events = parse_events(client.chunks())
+        for _ in range(3):
+            next(events)
+    left = time.monotonic()
+    wait_until(lambda: server.logged("clock: closed after"))
+    assert time.monotonic() - left < 2 * 0.2 + 0.3
+    assert server.logged(r"^clock: closed after [345] ticks$")
+
+
+@pytest.mark.parametrize("lang", ["", "de", "EN"])
+def test_refuses_a_language_that_it_does_not_speak(server, lang):
+    with server.get(f"/sse?lang={lang}") as client:
+        assert client.status == 400
+        sentence = json.loads(client.read())["error"]
+    assert sentence == f"lang must be en or zh, not {lang!r}."
+
+
+def test_page_opens_before_the_first_tick(lesson_page):
+    page = lesson_page("clock")
+    page.get_by_label("Interval in seconds").fill("10")
+    page.get_by_role("button", name="Start").click()
+    page.locator("#state", has_text="open").wait_for()
+    assert page.locator("#time").text_content() == "…"
+
+
+def test_page_tells_the_time_in_chinese(lesson_page):
+    page = lesson_page("clock")
+    page.get_by_label("Interval in seconds").fill("0.1")
+    page.get_by_label("Language").select_option("zh")
+    page.get_by_role("button", name="Start").click()
+    page.locator("#time", has_text="当前时间是").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    assert page.locator("#state").text_content() == "closed"

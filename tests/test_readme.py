@@ -1,0 +1,63 @@
+"""What the README and the docstrings say to type, typed."""
+
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+from conftest import PROJECT, need
+
+from demos import DEMOS
+from pages import lesson
+
+README = (PROJECT / "README.md").read_text("utf-8")
+NAMES = [demo.bp.name for demo in DEMOS]
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def test_the_first_example_streams(tmp_path, start):
+    (tmp_path / "app.py").write_text(blocks("python")[0])
+    shutil.copy(PROJECT / "sse.py", tmp_path)
+    server = start("flask run", folder=tmp_path)
+    with server.get("/clock") as client:
+        chunks = client.chunks()
+        assert next(chunks) == b":\n"
+        assert re.fullmatch(rb"data: .*:\d\d:\d\d 20\d\d\n\n", next(chunks))
+
+
+def test_the_commands_of_the_readme_are_the_two_that_set_everything_up():
+    venv = "python3 -m venv .venv"
+    install = ".venv/bin/pip install -q -r requirements.txt"
+    run, test = blocks("")[:2]
+    assert run == f"{venv} && {install} && .venv/bin/flask run\n"
+    assert test == f"{venv} && {install} && .venv/bin/pytest\n"
+    assert "\"$(grep -m 1 '/pytest$' README.md)\"" in (
+        PROJECT / ".ci" / "run"
+    ).read_text("utf-8")
+
+
+def test_the_lessons_are_listed_in_their_order():
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(demos/\1\.py\) \| .* \| (.*) \|$", README, re.M
+    )
+    assert [name for name, _ in rows] == NAMES
+    for demo, (_, shows) in zip(DEMOS, rows, strict=True):
+        title = lesson(demo).title.split(": ")[1]
+        assert shows.startswith(title)
+
+
+@pytest.mark.parametrize("demo", DEMOS, ids=NAMES)
+def test_the_curl_line_of_a_lesson_works_as_written(server, demo):
+    need("curl")
+    line = lesson(demo).curl.replace("http://127.0.0.1:5000", server.url)
+    curl = subprocess.run(
+        [*shlex.split(line), "--max-time", "2.5", "--silent"],
+        capture_output=True,
+        text=True,
+    )
+    assert re.search("^data: .+\n\n", curl.stdout, re.M)
+    assert curl.stderr == ""

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from demos.thinking import think
+from sse import parse_events
+
+TYPES = ["thinking", "thinking", "thinking", "thinking", "answer"]
+
+
+def test_thinks_then_answers_with_an_id_on_every_event(server):
+    with server.get("/stream/thinking?question=Why%3F") as client:
+        events = list(parse_events(client.chunks()))
+    assert [event.event for event in events] == TYPES
+    assert [event.id for event in events] == ["1", "2", "3", "4", "5"]
+    assert events[-1].data == "The answer to “Why?” is 42."
+
+
+def test_sends_exactly_these_bytes():
+    events = think("Why {}?", seen=3, sleep=lambda _: None)
+    assert b"".join(event.encode() for event in events).decode() == (
+        "id: 4\nevent: thinking\ndata: Choosing the words\n\n"
+        "id: 5\nevent: answer\ndata: The answer to “Why {}?” is 42.\n\n"
+    )
+
+
+@pytest.mark.parametrize(("last", "next_id"), [("2", 3), ("4", 5), ("x", 1)])
+def test_goes_on_after_the_last_event_id(server, last, next_id):
+    path = "/stream/thinking?question=Why"
+    with server.get(path, Last_Event_ID=last) as client:
+        assert next(parse_events(client.chunks())).id == str(next_id)
+
+
+@pytest.mark.parametrize("last", ["5", "6"])
+def test_answers_204_after_the_answer(server, last):
+    path = "/stream/thinking?question=Why"
+    with server.get(path, Last_Event_ID=last) as client:
+        assert client.status == 204
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?question=", "?question=%20", "?question=" + "x" * 201]
+)
+def test_refuses_no_question_and_a_long_one(server, query):
+    with server.get(f"/stream/thinking{query}") as client:
+        assert client.status == 400
+        sentence = json.loads(client.read())["error"]
+    assert sentence == "question must have 1 to 200 characters."
+
+
+def test_page_shows_that_it_thinks_then_the_answer_and_closes(lesson_page):
+    page = lesson_page("thinking")
+    page.get_by_label("Question").fill("<b>Why?</b>")
+    page.get_by_role("button", name="Ask").click()
+    page.locator("#thoughts").get_by_text("Reading").wait_for()
+    assert page.get_by_role("progressbar", name="Thinking").is_visible()
+    page.get_by_text("The answer to “<b>Why?</b>” is 42.").wait_for()
+    assert page.locator("#busy").is_hidden()
+    assert page.locator("#thoughts > *").count() == 4
+    assert page.locator("#state").text_content() == "closed"
