@@ -7,6 +7,7 @@ from urllib.parse import quote
 import openai
 import pytest
 from conftest import COMMANDS, Client, Server, wait_until
+from playwright.sync_api import expect
 from upstream import (
     BAD_EVENTS,
     BYTE_FAULTS,
@@ -908,3 +909,55 @@ def test_our_own_page_may_ask_and_no_other_origin_may_read(
         with way(online, **headers) as client:
             assert client.status == 200
             assert client.header("Access-Control-Allow-Origin") is None
+
+
+def test_page_writes_the_answer_and_closes(online, upstream, page):
+    upstream.answer = stream(
+        ROLE, delta("Hello"), delta(" <b>you</b>"), FINISH, DONE
+    )
+    page.goto(f"{online.url}/demos/completion")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#answer")).to_have_text("Hello <b>you</b>")
+    expect(page.locator("#state")).to_have_text("closed")
+    assert len(upstream.requests) == 1
+
+
+def test_page_shows_why_there_is_no_answer(online, page):
+    page.goto(f"{online.url}/demos/completion")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#answer")).to_contain_text(UNREACHABLE)
+    expect(page.locator("#state")).to_have_text("closed")
+
+
+def test_page_that_stops_an_answer_stops_the_model(online, upstream, page):
+    upstream.answer = silent_in_mid_answer
+    page.goto(f"{online.url}/demos/completion")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#answer")).to_have_text("Hello")
+    page.get_by_role("button", name="Stop").click()
+    stopped = time.monotonic()
+    wait_until(lambda: upstream.connections[0].left.is_set())
+    assert upstream.connections[0].left_at - stopped < LEAVE_SECONDS
+
+
+RECONNECTING_PAGE = """
+() => new Promise((resolve) => {
+  const paid = new EventSource("/completion?prompt=Hi");
+  const failures = [];
+  paid.onerror = () => failures.push(paid.readyState);
+  const free = new EventSource("/stream/hello");
+  free.onerror = () => {
+    if (free.readyState === EventSource.CLOSED) resolve(failures);
+  };
+})
+"""
+
+
+def test_no_browser_sends_a_prompt_twice_though_no_id_has_come(
+    online, upstream, page
+):
+    """`hello` closes at its own reconnect, when `completion` could be back."""
+    upstream.answer = FAULTS["401"].answer
+    page.goto(f"{online.url}/demos/completion")
+    assert page.evaluate(RECONNECTING_PAGE) == [0]
+    assert len(upstream.requests) == 1
