@@ -13,7 +13,7 @@ settings = read_settings(os.environ)
 wsgi_app = "app:app"
 
 # The port of `flask run`, so that every curl line works under both.
-bind = f"127.0.0.1:{os.environ.get('FLASK_RUN_PORT', 5000)}"
+bind = f"127.0.0.1:{settings['RUN_PORT']}"
 
 # A stream is a greenlet and not a thread: a thousand of them are no burden.
 worker_class = "gevent"
@@ -72,7 +72,8 @@ def worker_int(worker):
 
 def end_streams():
     """Raise GreenletExit where each stream waits, for its `finally` to run."""
-    gevent.killall(list(streams), block=False)
-    for client in list(streams.values()):
+    while streams:
+        greenlet, client = streams.popitem()
+        greenlet.kill(block=False)
         with suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 SETTINGS = {
     # name: (default, lowest, highest)
+    "RUN_PORT": (5000, 1, 65535),
     "MAX_STREAMS": (1000, 1, 100_000),
     "KEEP_ALIVE_SECONDS": (15.0, 0.1, 60.0),
     "UPSTREAM_SILENCE_SECONDS": (60.0, 0.1, 600.0),
@@ -40,9 +41,7 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, float]:
 
 def _check_upstream(environ: Mapping[str, str]) -> None:
     try:
-        url = urlsplit(
-            environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        )
+        url = urlsplit(environ.get("OPENAI_BASE_URL") or "http://localhost")
         usable = (
             url.scheme in ("http", "https") and url.hostname and url.port != 0
         )

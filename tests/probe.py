@@ -1,18 +1,34 @@
-"""The app with a view that counts what is alive in its process."""
+"""The app with views that only tests need."""
 
 import gc
 import inspect
 import sys
 import threading
+import time
 
 from app import app
 from demos import DEMOS
+from sse import Event, EventStream
 
 NAMES = {"sse", "language_model", *(demo.__name__ for demo in DEMOS)}
 
 
+@app.get("/slow-clean-up")
+def slow_clean_up():
+    def stream():
+        try:
+            yield Event("a")
+            time.sleep(60)
+        finally:
+            time.sleep(0.35)
+            print("cleaned up")
+
+    return EventStream(stream())
+
+
 @app.get("/probe")
 def probe():
+    """Count what is alive in this process."""
     gc.collect()
     alive = {"threads": threading.active_count(), "greenlets": 0, "streams": 0}
     for thing in gc.get_objects():

@@ -56,6 +56,15 @@ def test_a_stop_ends_200_streams_with_their_clean_up(start, number):
         client.close()
 
 
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_a_clean_up_that_takes_its_time_is_not_cut_short(start, number):
+    server = start("gunicorn probe:app", PYTHONPATH=str(PROJECT / "tests"))
+    with server.get("/slow-clean-up") as client:
+        next(parse_events(client.chunks()))
+        server.process.send_signal(getattr(signal, number))
+        wait_until(lambda: server.logged("^cleaned up$"))
+
+
 class Browser(threading.Thread):
     """Reads a stream as a browser does, and comes back when it is lost."""
 

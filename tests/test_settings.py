@@ -5,6 +5,8 @@ import sys
 import pytest
 from conftest import PROJECT
 
+import language_model
+import sse
 from settings import SETTINGS, read_settings
 
 
@@ -83,3 +85,12 @@ def test_readme_lists_every_setting_with_its_default():
     )
     for name, (default, _, _) in SETTINGS.items():
         assert float(rows[f"FLASK_{name}"]) == default
+
+
+def test_defaults_are_those_of_the_modules_that_are_copied():
+    defaults = read_settings({})
+    assert defaults["KEEP_ALIVE_SECONDS"] == sse.KEEP_ALIVE_SECONDS
+    assert (
+        defaults["UPSTREAM_SILENCE_SECONDS"] == language_model.SILENCE_SECONDS
+    )
+    assert defaults["OFFLINE_WORD_SECONDS"] == language_model.WORD_SECONDS
