@@ -20,7 +20,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from http.cookiejar import DefaultCookiePolicy
 
@@ -41,6 +41,8 @@ from sse import (
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-5.4-mini"
+OFFLINE_MODEL = "offline"
+CHINESE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
 
 CONNECT_SECONDS = 5
 SILENCE_SECONDS = 60
@@ -59,10 +61,12 @@ BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 EVENT_ENDS = (b"\n\n", b"\r\r", b"\r\n\r\n")
 END_BYTES = 16 * 1024
+"""How much of a relayed answer is kept, to see how it ended."""
+
 WHOLE = re.compile(rb'[\r\n]data: ?\[DONE\]|"finish_reason"\s*:\s*"')
 """What only the end of a whole answer holds: a cut can look like an end."""
 
-MAX_PAGE_BYTES = 16 * 1024 * 1024
+MAX_WHOLE_BYTES = 16 * 1024 * 1024
 """The largest answer that is relayed whole and not as an event stream."""
 
 
@@ -79,14 +83,17 @@ def chat(prompt: str) -> dict:
     return {"messages": [{"role": "user", "content": prompt}], "stream": True}
 
 
-def is_chat(body: object) -> bool:
-    """Tell whether `body` is a chat that a model could answer."""
+def parse_chat(text: bytes) -> dict | None:
+    """Return the chat that a client sent, None if no model could answer it."""
+    try:
+        body = json.loads(text)
+        json.dumps(body, allow_nan=False)  # Python reads NaN, JSON has none
+    except (ValueError, RecursionError):
+        return None
     messages = body.get("messages") if isinstance(body, dict) else None
-    return (
-        isinstance(messages, list)
-        and messages != []
-        and all(isinstance(message, dict) for message in messages)
-    )
+    if not isinstance(messages, list) or messages == []:
+        return None
+    return body if all(isinstance(one, dict) for one in messages) else None
 
 
 def new_call(
@@ -108,10 +115,10 @@ def new_call(
 
 
 def attention_seconds() -> float:
-    """Return how often to look whether anybody still wants an answer.
+    """Return the seconds after which to look whether the reader has left.
 
-    A paid answer must not go on for long once its reader has left, and who
-    reads it as an event stream is missed at the second write only.
+    Shorter than a keep-alive needs: an answer that nobody reads costs money,
+    and an event stream learns that its reader has left at the second write.
     """
     return min(ATTENTION_SECONDS, _keep_alive_seconds())
 
@@ -162,7 +169,7 @@ def deltas(call: "UpstreamCall | OfflineCall") -> Iterator[str]:
                 for choice in chunk["choices"]:
                     finished = finished or choice.get("finish_reason")
                     if text := choice["delta"].get("content"):
-                        yield "" + text
+                        yield "" + text  # a TypeError for all but text
         except EventTooLarge as error:
             raise ModelError(
                 f"The language model went wrong: {error}"
@@ -183,7 +190,7 @@ def _refusal(status: int) -> str:
     return f"The language model answered with status {status}."
 
 
-def relay(call: "UpstreamCall | OfflineCall") -> Response:
+def relay(call: "UpstreamCall | OfflineCall") -> Response | tuple[dict, int]:
     """Return the call's own answer: status, type, and bytes as they come.
 
     The call is cut when the client leaves, also before the answer has begun.
@@ -196,8 +203,11 @@ def relay(call: "UpstreamCall | OfflineCall") -> Response:
             yield b""
             yield from call
 
+    environ = request.environ
+    client = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
     tick = attention_seconds()
-    items = _while_attended(keep_alive(source(), tick, interrupt=call.cut))
+    items = keep_alive(source(), tick, interrupt=call.cut)
+    items = _while_attended(items, client)
     try:
         next(item for item in items if item is not KEEP_ALIVE)
         if call.is_event_stream:
@@ -205,6 +215,7 @@ def relay(call: "UpstreamCall | OfflineCall") -> Response:
         else:
             body = _whole(items)
     except ModelError as error:
+        items.close()
         return error_response(str(error), error.status)
     response = Response(body, call.status, call.headers)
     response.headers["Cache-Control"] = "no-store"
@@ -213,32 +224,26 @@ def relay(call: "UpstreamCall | OfflineCall") -> Response:
     return response
 
 
-def error_response(sentence: str, status: int) -> Response:
-    """Return an error in the official API's shape."""
+def error_response(sentence: str, status: int) -> tuple[dict, int]:
+    """Return an error in the official API's shape, for a view to return."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     error = {"message": sentence, "type": kind, "param": None, "code": None}
-    return Response(
-        json.dumps({"error": error}), status, content_type="application/json"
-    )
+    return {"error": error}, status
 
 
-def _while_attended(items: Iterator[bytes]) -> Iterator[bytes]:
-    """Return the items, which stop once the client has closed its connection.
+def _while_attended(
+    items: Iterator[bytes], client: socket.socket | None
+) -> Iterator[bytes]:
+    """Pass the items on, until the client has closed its connection.
 
     Before a response has begun there is nothing to write, and so no other way
     to learn of it than to look at the socket, where the server shows it.
     """
-    environ = request.environ
-    client = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-
-    def attended() -> Iterator[bytes]:
-        with closing(items):
-            for item in items:
-                if client is not None and _has_closed(client):
-                    raise ModelError("The client has left.", CLIENT_LEFT)
-                yield item
-
-    return attended()
+    with closing(items):
+        for item in items:
+            if client is not None and _has_closed(client):
+                raise ModelError("The client has left.", CLIENT_LEFT)
+            yield item
 
 
 def _has_closed(client: socket.socket) -> bool:
@@ -260,7 +265,7 @@ def _relayed_events(items: Iterator[bytes], ticks: int) -> Iterator[bytes]:
     """
     end, silent_ticks = b"\n\n", 0
     try:
-        yield b""
+        yield b""  # sends the headers, which leave with the first write
         for item in items:
             if item is not KEEP_ALIVE:
                 end, silent_ticks = (end + item)[-END_BYTES:], 0
@@ -274,7 +279,8 @@ def _relayed_events(items: Iterator[bytes], ticks: int) -> Iterator[bytes]:
     except ModelError as error:
         if error.status != CLIENT_LEFT:
             yield b"" if end.endswith(EVENT_ENDS) else b"\n\n"
-            yield Event(error_response(str(error), error.status).json).encode()
+            body, _ = error_response(str(error), error.status)
+            yield Event(body).encode()
 
 
 def _whole(items: Iterator[bytes]) -> bytes:
@@ -282,8 +288,7 @@ def _whole(items: Iterator[bytes]) -> bytes:
     for item in items:
         if item is not KEEP_ALIVE:
             body += item
-        if len(body) > MAX_PAGE_BYTES:
-            items.close()
+        if len(body) > MAX_WHOLE_BYTES:
             raise ModelError("The language model's answer is too large.")
     return bytes(body)
 
@@ -307,7 +312,7 @@ class UpstreamCall:
 
     def open(self) -> None:
         base_url = os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
-        _running.call = self
+        _this_thread.call = self
         try:
             self._response = _session.request(
                 "GET" if self._body is None else "POST",
@@ -321,23 +326,18 @@ class UpstreamCall:
             )
         except requests.ReadTimeout:
             raise ModelError("The language model stays silent.", 504) from None
-        except (
-            requests.RequestException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-        ):
+        except (OSError, urllib3.exceptions.HTTPError):
             raise ModelError("The language model cannot be reached.") from None
         self.status = self._response.status_code
         if 300 <= self.status < 400:
             raise ModelError(
                 "The language model's address redirects elsewhere."
             )
+        key = _api_key().encode()
         self.headers = {
-            name: self._response.headers[name].replace(
-                _api_key() or "\0", "***"
-            )
+            name: b"".join(_without(key, [value.encode()])).decode()
             for name in ("Content-Type", "Retry-After")
-            if name in self._response.headers
+            if (value := self._response.headers.get(name))
         }
         media_type = self.headers.get("Content-Type", "").partition(";")[0]
         self.is_event_stream = media_type.strip().lower() == "text/event-stream"
@@ -358,14 +358,13 @@ class UpstreamCall:
             raise ModelError(BROKEN_OFF) from None
 
     def finish(self) -> None:
-        """Read what is left after the last event, for at most a moment.
+        """Read once more after the last event, for at most a moment.
 
         A connection whose answer has been read whole serves the next call too.
         """
         with suppress(ModelError):
             self._socket.settimeout(FINISH_SECONDS)
-            for _ in self._read():
-                pass
+            next(self._read(), None)
 
     def close(self) -> None:
         if self._response is not None:
@@ -385,12 +384,13 @@ class UpstreamCall:
             self.cut()
 
 
-_running = threading.local()
+# The call that is being opened here; a connection knows of no other way.
+_this_thread = threading.local()
 
 
 class _TellingConnection:
     def getresponse(self):
-        _running.call._answers_on(self.sock)
+        _this_thread.call._answers_on(self.sock)
         return super().getresponse()
 
 
@@ -405,15 +405,11 @@ class _Adapter(HTTPAdapter):
         return pool
 
 
-def _new_session() -> requests.Session:
-    session = requests.Session()
-    session.mount("http://", _Adapter(pool_maxsize=100))
-    session.mount("https://", _Adapter(pool_maxsize=100))
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    return session
-
-
-_session = _new_session()
+# One for all callers: it keeps connections to the upstream, and no cookies.
+_session = requests.Session()
+_session.mount("http://", _Adapter(pool_maxsize=100))
+_session.mount("https://", _Adapter(pool_maxsize=100))
+_session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def _api_key() -> str:
@@ -427,7 +423,7 @@ def _authorize(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
     return prepared
 
 
-def _without(secret: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _without(secret: bytes, chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Blot the secret out of the chunks, also where it spans several."""
     if len(secret) < MIN_SECRET_BYTES:
         yield from chunks
@@ -567,9 +563,6 @@ def _answer(prompt: str) -> str:
             return answers[chinese]
     return DEFAULT_ANSWER[chinese]
 
-
-OFFLINE_MODEL = "offline"
-CHINESE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
 
 DEFAULT_ANSWER = (
     """\

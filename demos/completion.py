@@ -15,10 +15,7 @@ own connection to the model, which stops writing. Then ask in Chinese.
     curl -N "http://127.0.0.1:5000/completion?prompt=Compare+with+WebSockets"
 """
 
-import json
-
 from flask import Blueprint, abort, request
-from werkzeug.exceptions import HTTPException
 
 from language_model import (
     ModelError,
@@ -26,8 +23,8 @@ from language_model import (
     chat,
     deltas,
     error_response,
-    is_chat,
     new_call,
+    parse_chat,
     refuse_other_sites,
     relay,
 )
@@ -67,24 +64,15 @@ def answer(call):
 def chat_completions():
     text = request.stream.read(MAX_BODY_BYTES + 1)
     if len(text) > MAX_BODY_BYTES:
-        abort(413, f"The body must have at most {MAX_BODY_BYTES} bytes.")
-    try:
-        body = json.loads(text)
-        json.dumps(body, allow_nan=False)
-    except (ValueError, RecursionError):
-        abort(400, "The body must be JSON.")
-    if not is_chat(body):
-        abort(400, "The body must be an object with a list of messages.")
+        sentence = f"The body must have at most {MAX_BODY_BYTES} bytes."
+        return error_response(sentence, 413)
+    body = parse_chat(text)
+    if body is None:
+        sentence = "The body must be a JSON object with a list of messages."
+        return error_response(sentence, 400)
     return relay(new_call("/chat/completions", body))
 
 
 @bp.get("/v1/models")
 def models():
     return relay(new_call("/models"))
-
-
-@bp.errorhandler(HTTPException)
-def refuse(error):
-    if request.path.startswith("/v1/"):
-        return error_response(error.description, error.code)
-    return {"error": error.description}, error.code

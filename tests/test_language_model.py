@@ -17,8 +17,10 @@ from upstream import (
     DONE,
     FAULTS,
     FINISH,
+    FRAMINGS,
     HARMLESS,
     HELLO,
+    KEY,
     PAUSE,
     UNREACHABLE,
     Upstream,
@@ -36,12 +38,11 @@ from language_model import (
     UpstreamCall,
     chat,
     deltas,
-    is_chat,
     new_call,
+    parse_chat,
 )
 from sse import parse_events
 
-KEY = "sk-test-0123456789abcdef"
 SILENCE_SECONDS = 0.3
 
 PROMPTS = {
@@ -254,14 +255,15 @@ def test_offline_answer_can_be_cut_between_two_words():
         {"messages": {}},
         {"messages": "Hi"},
         {"messages": [{}, "Hi"]},
+        {"messages": [{}], "n": float("inf")},
     ],
 )
-def test_tells_what_is_no_chat(body):
-    assert not is_chat(body)
+def test_what_no_model_could_answer_is_no_chat(body):
+    assert parse_chat(json.dumps(body).encode()) is None
 
 
-def test_tells_what_is_a_chat():
-    assert is_chat(chat("Hi"))
+def test_parses_a_chat():
+    assert parse_chat(json.dumps(chat("Hi")).encode()) == chat("Hi")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,7 @@ def test_no_key_sends_no_authorization(ask, monkeypatch, tmp_path):
     assert upstream.requests[0].headers["Authorization"] is None
 
 
-@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+@pytest.mark.parametrize("framing", FRAMINGS)
 def test_deltas_are_the_text_of_the_answer(ask, framing):
     pieces = [delta("One"), delta("\n two"), delta(""), delta(" 三\r\n")]
     answer = stream(*pieces, FINISH, DONE, framing=framing)
@@ -316,7 +318,7 @@ def test_deltas_are_the_text_of_the_answer(ask, framing):
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+@pytest.mark.parametrize("framing", FRAMINGS)
 def test_what_is_unusual_but_whole_is_read(ask, name, framing):
     with Upstream(stream(*HARMLESS[name], framing=framing)) as upstream:
         assert list(deltas(ask(upstream.url))) == ["Hello"]
@@ -406,7 +408,7 @@ def test_an_upstream_of_an_unknown_host_is_a_fault(ask):
 def test_a_call_can_be_cut_from_another_thread(ask, answer):
     with Upstream(answer) as upstream:
         call = ask(upstream.url)
-        call._silence = 30
+        call._silence = 300
 
         def cut_when_asked():
             wait_until(lambda: upstream.requests)
@@ -423,7 +425,7 @@ def test_a_call_can_be_cut_from_another_thread(ask, answer):
 def test_a_call_that_was_cut_before_it_opened_asks_nothing_for_long(ask):
     with Upstream(silence) as upstream:
         call = ask(upstream.url)
-        call._silence = 30
+        call._silence = 300
         call.cut()
         with pytest.raises(ModelError):
             list(deltas(call))
@@ -460,6 +462,25 @@ def test_the_connection_of_an_answer_nobody_read_on_is_closed(ask):
         next(texts)
         texts.close()
         wait_until(upstream.connections[0].left.is_set, 2)
+
+
+def test_an_upstream_that_writes_on_after_done_is_left(ask):
+    def answer(connection):
+        stream(*HELLO, framing="close", end="silent")(connection)
+        while not connection.left.wait(0.05):
+            connection.send(b":\n")
+
+    with Upstream(answer) as upstream:
+        assert list(deltas(ask(upstream.url))) == ["Hello"]
+        wait_until(upstream.connections[0].left.is_set, 2)
+
+
+@pytest.mark.parametrize("key", ["x", "e", "event"])
+def test_a_dummy_key_changes_no_header(ask, monkeypatch, key):
+    with Upstream(stream(*HELLO)) as upstream:
+        call = ask(upstream.url)
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        assert list(deltas(call)) == ["Hello"]
 
 
 @pytest.fixture

@@ -21,6 +21,9 @@ from typing import NamedTuple
 
 from sse import EventTooLarge
 
+KEY = "sk-test-0123456789abcdef"
+FRAMINGS = ("chunked", "length", "close")
+
 PAUSE = object()
 """Among the pieces of a stream: what follows waits for `go_on()`."""
 
