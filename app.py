@@ -25,6 +25,7 @@ from settings import read_settings
 from sse import is_cross_site
 
 LESSONS = {demo.bp.name: demo for demo in DEMOS}
+# Lessons that ask the model import its guard: their answers can cost money.
 MODEL_LESSONS = {
     name
     for name, demo in LESSONS.items()

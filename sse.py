@@ -30,6 +30,7 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 LINE_END = re.compile("\r\n|\r|\n")
 BYTES_LINE_END = re.compile(LINE_END.pattern.encode())
+# More digits are no time, and Python refuses to convert very many.
 RETRY = re.compile(rb"0*([0-9]{1,18})")
 
 
@@ -134,7 +135,7 @@ def _close(events: Iterable) -> None:
 
 def keep_alive(
     events: Iterable[Event | bytes],
-    seconds: float,
+    seconds: float = KEEP_ALIVE_SECONDS,
     *,
     interrupt: Callable[[], object] = lambda: None,
 ) -> Iterator[Event | bytes]:

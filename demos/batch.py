@@ -38,10 +38,10 @@ def stream():
     return EventStream(batches(rate, flush / 1000))
 
 
-def produce(rate, put, left):
-    """Put `rate` messages a second, until somebody has left."""
+def produce(rate, put, closed):
+    """Put `rate` messages a second, until the stream is closed."""
     start, n = time.monotonic(), 0
-    while not left.wait(max(1 / rate, 0.001)):
+    while not closed.wait(max(1 / rate, 0.001)):
         while n < (time.monotonic() - start) * rate:
             n += 1
             put({"n": n, "value": round(random(), 3)})
@@ -50,14 +50,14 @@ def produce(rate, put, left):
 def batches(rate, flush_seconds, produce=produce):
     room = int(2 * rate * max(flush_seconds, 1))
     buffer = deque(maxlen=room)  # when it is full, the oldest goes
-    arrived, left = threading.Condition(), threading.Event()
+    arrived, closed = threading.Condition(), threading.Event()
 
     def put(message):
         with arrived:
             buffer.append(message)
             arrived.notify()
 
-    job = (rate, put, left)
+    job = (rate, put, closed)
     source = threading.Thread(target=produce, args=job, daemon=True)
     sent = 0
     try:
@@ -77,4 +77,4 @@ def batches(rate, flush_seconds, produce=produce):
             else:
                 yield from map(Event, messages)
     finally:
-        left.set()
+        closed.set()

@@ -7,11 +7,11 @@ each event, and the browser dispatches it the moment that line arrives.
 Notice: the first two events have no type, so they arrive as `message`. The
 last one has a type of its own, `status`, and an id. Once it is here the page
 calls `close()`: to the browser the end of a response is only a lost
-connection, and it would reconnect and run everything again.
+connection, so it would reconnect.
 
-Try: untick “close on status” and press Start. After three seconds the browser
-comes back, with the last id in its Last-Event-ID header, and the server answers
-204 No Content. That is the other way to stop a browser for good.
+Try: untick “close on status” and press Start. After a few seconds the
+browser comes back, with the last id in its Last-Event-ID header, and the server
+answers 204 No Content. That is the other way to stop a browser for good.
 
     curl -N http://127.0.0.1:5000/stream/hello
 """
@@ -21,6 +21,7 @@ import time
 from flask import Blueprint, Response, request
 
 PAUSE_SECONDS = 0.7
+# Nothing on the way may hold the stream back: no cache, no buffer of nginx.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 bp = Blueprint("hello", __name__)

@@ -35,7 +35,7 @@ def stream():
 
 @bp.post("/real-time-updates/cut")
 def cut():
-    """End every open stream at its next tick, as a lost network would."""
+    """End every open stream: to a browser, a lost connection."""
     cable.cuts += 1
     return "", 204
 

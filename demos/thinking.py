@@ -48,9 +48,9 @@ def stream():
     return EventStream(think(question, seen))
 
 
-def think(question, seen, sleep=time.sleep):
+def think(question, seen, pause=PAUSE_SECONDS, sleep=time.sleep):
     for id, thought in enumerate(THOUGHTS, start=1):
         if id > seen:
             yield Event(thought.format(question), event="thinking", id=id)
-            sleep(PAUSE_SECONDS)
+            sleep(pause)
     yield Event(ANSWER.format(question), event="answer", id=ANSWER_ID)

@@ -4,7 +4,7 @@ const wire = document.querySelector("#wire");
 const bytes = wire.querySelector("pre");
 const MAX_ROWS = 200;
 const SHORT_ESCAPES = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
-let request = new AbortController();
+let controller = new AbortController();
 
 // Control characters, and the BOM, as the escapes that code has for them.
 function visible(text) {
@@ -34,10 +34,10 @@ function addRow(label, ...content) {
 }
 
 async function show(path) {
-  request.abort();
-  request = new AbortController();
+  controller.abort();
+  controller = new AbortController();
   bytes.replaceChildren();
-  const { signal } = request;
+  const { signal } = controller;
   const start = performance.now();
   const seconds = () => `${((performance.now() - start) / 1000).toFixed(3)} s`;
   try {
@@ -61,7 +61,7 @@ async function show(path) {
 const { path } = wire.querySelector("form").elements;
 wire.addEventListener("toggle", () => {
   if (wire.open) show(path.value);
-  else request.abort();
+  else controller.abort();
 });
 wire.querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -17,18 +17,10 @@ from pathlib import Path
 import pytest
 
 from app import create_app
+from demos import DEMOS
 
 PROJECT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER_OPTIONS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
@@ -165,6 +157,7 @@ class Client:
         self.close()
 
 
+NAMES = [demo.bp.name for demo in DEMOS]
 COMMANDS = {"flask": "flask run", "gunicorn": "gunicorn"}
 
 
@@ -212,9 +205,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=executable, args=BROWSER_OPTIONS
-        )
+        browser = playwright.chromium.launch(executable_path=executable)
         yield browser
         browser.close()
 

@@ -4,13 +4,12 @@ import ast
 import re
 
 import pytest
-from conftest import PROJECT
+from conftest import NAMES, PROJECT
 from markupsafe import escape
 
 from demos import DEMOS
 from pages import lesson
 
-NAMES = [demo.bp.name for demo in DEMOS]
 MODULES = ("sse", "language_model")
 
 lessons = pytest.mark.parametrize("demo", DEMOS, ids=NAMES)

@@ -4,12 +4,11 @@ import shutil
 from contextlib import closing
 
 import pytest
-from conftest import PROJECT, Server
+from conftest import NAMES, PROJECT, Server
 
 from demos import DEMOS
 from pages import lesson
 
-NAMES = [demo.bp.name for demo in DEMOS]
 NEEDS = {"completion": ["language_model.py"]}
 APP = """\
 from flask import Flask, send_from_directory

@@ -2,12 +2,10 @@ import html
 import re
 
 import pytest
-from conftest import PROJECT
+from conftest import NAMES, PROJECT
 
 from demos import DEMOS
 from pages import lesson, prose, script_source
-
-NAMES = [demo.bp.name for demo in DEMOS]
 
 
 def code_panel(page, name):

@@ -6,13 +6,12 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import PROJECT, need
+from conftest import NAMES, PROJECT, need
 
 from demos import DEMOS
 from pages import lesson
 
 README = (PROJECT / "README.md").read_text("utf-8")
-NAMES = [demo.bp.name for demo in DEMOS]
 
 
 def blocks(language):

@@ -3,12 +3,9 @@
 import re
 
 import pytest
-from conftest import PROJECT
+from conftest import NAMES, PROJECT
 from playwright.sync_api import expect
 
-from demos import DEMOS
-
-NAMES = [demo.bp.name for demo in DEMOS]
 START = "#start, #form > button:not([type])"
 DISTANCE = "e => e.getBoundingClientRect().top + scrollY"
 PHONE = {"width": 360, "height": 740}
