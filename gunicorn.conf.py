@@ -5,10 +5,84 @@ import socket
 from contextlib import suppress
 
 import gevent
+import gunicorn.http.message
+from gunicorn.workers.ggevent import GeventWorker
 
 from settings import read_settings
 
 settings = read_settings(os.environ)
+
+
+class StreamingWorker(GeventWorker):
+    """gunicorn's gevent worker, and an end of its event streams when it stops.
+
+    Without it the worker waits for them, until it is killed half a minute
+    later and no `finally` has run.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.clients = {}  # the socket that each greenlet serves
+        self.environs = {}  # what is asked there, if a request is under way
+
+    def handle(self, listener, client, addr):
+        self.clients[gevent.getcurrent()] = client
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self.clients.pop(gevent.getcurrent(), None)
+
+    def handle_request(self, *args):
+        try:
+            return super().handle_request(*args)
+        finally:
+            self.environs.pop(gevent.getcurrent(), None)
+
+    def load_wsgi(self):
+        super().load_wsgi()
+        app = self.wsgi
+
+        def wsgi(environ, start_response):
+            def start(status, headers, exc_info=None):
+                media_type = dict(headers).get("Content-Type", "")
+                if media_type.startswith("text/event-stream"):
+                    environ["sse.is_event_stream"] = True
+                return start_response(status, headers, exc_info)
+
+            self.environs[gevent.getcurrent()] = environ
+            return app(environ, start)
+
+        self.wsgi = wsgi
+
+    def run(self):
+        gevent.spawn(self.end_streams_at_last)
+        super().run()
+
+    def handle_quit(self, sig, frame):
+        gevent.spawn(self.end_streams)
+        super().handle_quit(sig, frame)
+
+    def end_streams_at_last(self):
+        while self.alive:
+            gevent.sleep(0.1)
+        while True:
+            self.end_streams()
+            gevent.sleep(0.1)
+
+    def end_streams(self):
+        """End event streams and idle connections; let other requests finish.
+
+        GreenletExit is raised where a stream waits, for its `finally` to run.
+        """
+        for greenlet, client in list(self.clients.items()):
+            environ = self.environs.get(greenlet)
+            if environ is None or environ.get("sse.is_event_stream"):
+                del self.clients[greenlet]
+                if environ is not None:
+                    greenlet.kill(block=False)
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
+
 
 wsgi_app = "app:app"
 
@@ -16,7 +90,7 @@ wsgi_app = "app:app"
 bind = f"127.0.0.1:{settings['RUN_PORT']}"
 
 # A stream is a greenlet and not a thread: a thousand of them are no burden.
-worker_class = "gevent"
+worker_class = StreamingWorker
 
 # What a lesson remembers, it remembers in its process.
 workers = 1
@@ -24,56 +98,10 @@ workers = 1
 # Beyond the cap on streams there is room for pages, and for saying 503.
 worker_connections = settings["MAX_STREAMS"] + 200
 
-# A prompt of 4000 characters makes a URL of up to 48 kB, more than any limit
-# that gunicorn could be given. A server in front sets one of its own.
-limit_request_line = 0
+# A prompt of 4000 characters makes a URL of up to 48 kB. Werkzeug takes 64;
+# gunicorn's own upper limit is 8, and no limit at all is a way to attack it.
+gunicorn.http.message.MAX_REQUEST_LINE = 64 * 1024
+limit_request_line = 64 * 1024 - 1
 
 # Nothing here is steered from outside.
 control_socket_disable = True
-
-# The greenlets of open event streams, each with its client's socket.
-streams = {}
-
-
-def post_worker_init(worker):
-    """Note every event stream that begins, and watch for the worker's end."""
-    app = worker.wsgi
-
-    def noting_streams(environ, start_response):
-        def start(status, headers, exc_info=None):
-            media_type = dict(headers).get("Content-Type", "")
-            if media_type.startswith("text/event-stream"):
-                streams[gevent.getcurrent()] = environ["gunicorn.socket"]
-            return start_response(status, headers, exc_info)
-
-        return app(environ, start)
-
-    worker.wsgi = noting_streams
-    gevent.spawn(end_streams_with, worker)
-
-
-def post_request(worker, req, environ, resp):
-    streams.pop(gevent.getcurrent(), None)
-
-
-def end_streams_with(worker):
-    """End the streams on SIGTERM or a reload: gunicorn would wait for them."""
-    while worker.alive:
-        gevent.sleep(0.1)
-    while True:
-        end_streams()
-        gevent.sleep(0.1)
-
-
-def worker_int(worker):
-    """On SIGINT and SIGQUIT, gunicorn leaves a moment after this."""
-    end_streams()
-
-
-def end_streams():
-    """Raise GreenletExit where each stream waits, for its `finally` to run."""
-    while streams:
-        greenlet, client = streams.popitem()
-        greenlet.kill(block=False)
-        with suppress(OSError):
-            client.shutdown(socket.SHUT_RDWR)

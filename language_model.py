@@ -205,6 +205,8 @@ def relay(call: "UpstreamCall | OfflineCall") -> Response | tuple[dict, int]:
 
     environ = request.environ
     client = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    # A server that stops may end it as one, though it has not begun.
+    environ["sse.is_event_stream"] = call.wants_event_stream
     tick = attention_seconds()
     items = keep_alive(source(), tick, interrupt=call.cut)
     items = _while_attended(items, client)
@@ -237,7 +239,8 @@ def _while_attended(
     """Pass the items on, until the client has closed its connection.
 
     Before a response has begun there is nothing to write, and so no other way
-    to learn of it than to look at the socket, where the server shows it.
+    to learn of it than to look at the socket, where the server shows it. As
+    in nginx, a client that closes its sending half alone is taken to leave.
     """
     with closing(items):
         for item in items:
@@ -305,6 +308,7 @@ class UpstreamCall:
         if body is not None:
             model = os.environ.get("OPENAI_MODEL") or DEFAULT_MODEL
             body = {"model": model} | body
+        self.wants_event_stream = bool(body and body.get("stream"))
         self._path, self._body, self._silence = path, body, silence_seconds
         self._response: requests.Response | None = None
         self._socket: socket.socket | None = None
@@ -448,12 +452,13 @@ class OfflineCall:
     """
 
     def __init__(self, path: str, body: dict | None, word_seconds: float):
+        self.wants_event_stream = bool(body and body.get("stream"))
         self._path, self._body, self._word_seconds = path, body, word_seconds
         self._cut = threading.Event()
 
     def open(self) -> None:
         self.status = 200
-        self.is_event_stream = bool(self._body and self._body.get("stream"))
+        self.is_event_stream = self.wants_event_stream
         media_type = (
             "text/event-stream" if self.is_event_stream else "application/json"
         )

@@ -14,6 +14,7 @@ from contextlib import closing
 import pytest
 from conftest import PROJECT, Client, wait_until
 from playwright.sync_api import expect
+from upstream import Upstream, page, silence
 
 from sse import parse_events
 
@@ -54,6 +55,57 @@ def test_a_stop_ends_200_streams_with_their_clean_up(start, number):
     assert len(server.logged("^clock: closed after 0 ticks$")) == MANY
     for client in clients:
         client.close()
+
+
+def test_idle_connections_do_not_delay_a_stop(start):
+    server = start("gunicorn")
+    address = ("127.0.0.1", server.port)
+    with (
+        server.get("/demos/hello") as visitor,
+        socket.create_connection(address),
+        socket.create_connection(address) as slow,
+    ):
+        assert visitor.read()
+        slow.sendall(b"GET /demos")
+        begin = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begin < 2
+
+
+def ask(server, **body):
+    body |= {"messages": [{"role": "user", "content": "Hi"}]}
+    return server.post("/v1/chat/completions", json.dumps(body).encode())
+
+
+def test_a_stream_that_has_not_begun_does_not_delay_a_stop(start):
+    with Upstream(silence) as upstream:
+        server = start("gunicorn", OPENAI_BASE_URL=upstream.url)
+        with ask(server, stream=True):
+            wait_until(lambda: upstream.requests)
+            begin = time.monotonic()
+            server.stop()
+            assert time.monotonic() - begin < 2
+            wait_until(upstream.connections[0].left.is_set)
+
+
+def test_a_reload_lets_an_answer_finish_that_is_no_stream(start):
+    def answer(connection):
+        connection.pause()
+        page(b"{}")(connection)
+
+    with Upstream(answer) as upstream:
+        server = start("gunicorn", OPENAI_BASE_URL=upstream.url)
+        with ask(server) as client:
+            wait_until(lambda: upstream.requests)
+            server.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: len(server.logged("Booting worker")) == 2)
+            upstream.go_on()
+            assert client.read() == b"{}"
+
+
+def test_an_endless_request_line_is_refused(server):
+    with server.get("/sse?interval=" + "1" * 70_000) as client:
+        assert client.status == 414
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
@@ -207,5 +259,5 @@ def test_a_browser_comes_back_to_a_restarted_server(start, page):
 
 def test_gunicorn_asks_for_no_options_and_makes_no_files(start):
     server = start("gunicorn app:app")
-    assert server.logged("Using worker: gevent")
+    assert server.logged("Using worker: StreamingWorker")
     assert not server.logged("[Cc]ontrol socket")
