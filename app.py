@@ -88,16 +88,17 @@ def explain(error: HTTPException) -> Response:
 
 
 def limit_streams(app: Flask) -> None:
-    """Answer 503 while MAX_STREAMS requests to lessons are open here.
+    """Answer 503 while MAX_STREAMS streams are open in this process.
 
-    Each process counts its own. A place is free again as soon as its response
-    is closed.
+    Whatever could become a stream takes a place, before it does any work, and
+    frees it as soon as its response is closed.
     """
     places = threading.BoundedSemaphore(app.config["MAX_STREAMS"])
 
     @app.before_request
     def take_place() -> None:
-        if request.blueprint in LESSONS:
+        may_stream = request.method == "GET" and request.blueprint in LESSONS
+        if may_stream or request.blueprint in MODEL_LESSONS:
             if not places.acquire(blocking=False):
                 raise ServiceUnavailable(
                     "Too many streams are open. Try again in a few seconds.",

@@ -5,6 +5,7 @@ OPENAI_ names are those of the official client. This module needs the standard
 library only, so that the serving config checks them before any worker starts.
 """
 
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -43,7 +44,9 @@ def _check_upstream(environ: Mapping[str, str]) -> None:
     try:
         url = urlsplit(environ.get("OPENAI_BASE_URL") or "http://localhost")
         usable = (
-            url.scheme in ("http", "https") and url.hostname and url.port != 0
+            url.scheme in ("http", "https")
+            and re.fullmatch(r"\S+", url.hostname or "")
+            and url.port != 0
         )
     except ValueError:
         usable = False

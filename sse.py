@@ -30,6 +30,7 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 LINE_END = re.compile("\r\n|\r|\n")
 BYTES_LINE_END = re.compile(LINE_END.pattern.encode())
+NUMBER = re.compile("[-+.0-9eE]+")
 # More digits are no time, and Python refuses to convert very many.
 RETRY = re.compile(rb"0*([0-9]{1,18})")
 
@@ -269,7 +270,7 @@ def query_number(
     """
     text = request.args.get(name, str(default))
     try:
-        number = type(default)(text)
+        number = type(default)(text) if NUMBER.fullmatch(text) else None
     except ValueError:
         number = None
     if number is None or not lowest <= number <= highest:

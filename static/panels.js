@@ -3,6 +3,7 @@
 const wire = document.querySelector("#wire");
 const bytes = wire.querySelector("pre");
 const MAX_ROWS = 200;
+const MAX_CHARACTERS = 2000;
 const SHORT_ESCAPES = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
 let controller = new AbortController();
 
@@ -50,7 +51,9 @@ async function show(path) {
       const { done, value } = (await reader?.read()) ?? { done: true };
       if (done) break;
       const text = decoder.decode(value, { stream: true });
-      addRow(`${seconds()}, ${value.length} bytes`, visible(text));
+      const rest = text.length > MAX_CHARACTERS ? " …" : "";
+      const shown = visible(text.slice(0, MAX_CHARACTERS));
+      addRow(`${seconds()}, ${value.length} bytes`, shown, rest);
     }
     addRow(`${seconds()}, the response has ended`);
   } catch (error) {

@@ -28,6 +28,8 @@ def test_beyond_the_cap_streams_get_503_and_pages_still_work(small):
             }
     with small.get("/demos/hello") as page:
         assert page.status == 200
+    with small.post("/real-time-updates/cut") as no_stream:
+        assert no_stream.status == 204
     for stream in open_streams:
         stream.close()
     wait_until(lambda: is_open(small, "/real-time-updates"))

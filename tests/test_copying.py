@@ -46,5 +46,5 @@ def test_a_copied_lesson_streams_and_its_page_runs(copied, page):
         assert client.header("Content-Type") == "text/event-stream"
         assert next(client.chunks())
     page.goto(f"{server.url}/")
-    page.locator("#start, form > button").first.click()
+    page.locator("#start, #form > button").first.click()
     page.get_by_text("open", exact=True).first.wait_for()

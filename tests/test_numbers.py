@@ -47,7 +47,9 @@ def test_goes_on_after_the_last_event_id(server, last, first):
         assert take(client, 1)[0].id == first
 
 
-@pytest.mark.parametrize("interval", ["0", "0.009", "10.1", "nan", "x", ""])
+@pytest.mark.parametrize(
+    "interval", ["0", "0.009", "10.1", "nan", "0_1", "x", ""]
+)
 def test_refuses_an_interval_out_of_range(server, interval):
     with server.get(f"/real-time-updates?interval={interval}") as client:
         assert client.status == 400

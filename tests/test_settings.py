@@ -47,6 +47,17 @@ def test_reads_the_environment_the_flask_way():
             "such as http://localhost:11434/v1.",
         ),
         (
+            "OPENAI_BASE_URL",
+            "http://two words/v1",
+            "OPENAI_BASE_URL must be an http or https URL, "
+            "such as http://localhost:11434/v1.",
+        ),
+        (
+            "FLASK_RUN_PORT",
+            "99999",
+            "FLASK_RUN_PORT must be an integer from 1 to 65535, not '99999'.",
+        ),
+        (
             "OPENAI_API_KEY",
             "sk-two words",
             "OPENAI_API_KEY must be ASCII, without spaces.",
