@@ -55,11 +55,13 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
 
 def refuse_changes_from_other_sites() -> None:
+    """Answer 403 where the page of another site would change something."""
     if request.method in ("POST", "PUT", "DELETE", "PATCH") and is_cross_site():
         abort(403, "Pages of other sites may not change anything here.")
 
 
 def add_headers(response: Response) -> Response:
+    """Let only scripts of ours run, and other sites read what costs nothing."""
     scripts = " ".join(["'self'", *g.get("script_sources", [])])
     response.headers["Content-Security-Policy"] = (
         f"default-src 'none'; script-src {scripts}; style-src 'self'; "

@@ -595,6 +595,19 @@ If the connection drops, the browser comes back *by itself*.
 """,
 )
 
+EXAMPLE = """\
+```python
+@app.get("/clock")
+def clock():
+    def ticks():
+        while True:
+            yield f"data: {time.ctime()}\\n\\n"
+            time.sleep(1)
+
+    return Response(ticks(), mimetype="text/event-stream")
+```
+"""
+
 ANSWERS = {
     r"websocket|compar|differ|versus|\bvs\b|区别|比较": (
         """\
@@ -647,37 +660,17 @@ To stop it for good, answer with status `204`.
 """,
     ),
     r"python|flask|code|how (do|can|to)|example|代码|怎么|如何|例子": (
-        """\
+        f"""\
 In **Flask**, a generator is all it takes:
 
-```python
-@app.get("/clock")
-def clock():
-    def ticks():
-        while True:
-            yield f"data: {time.ctime()}\\n\\n"
-            time.sleep(1)
-
-    return Response(ticks(), mimetype="text/event-stream")
-```
-
+{EXAMPLE}
 Every `yield` reaches the browser at once. In the page, one line listens: \
 `new EventSource("/clock").onmessage = (event) => console.log(event.data);`
 """,
-        """\
+        f"""\
 在 **Flask** 里，一个生成器就够了：
 
-```python
-@app.get("/clock")
-def clock():
-    def ticks():
-        while True:
-            yield f"data: {time.ctime()}\\n\\n"
-            time.sleep(1)
-
-    return Response(ticks(), mimetype="text/event-stream")
-```
-
+{EXAMPLE}
 每次 `yield` 都会立刻送达浏览器。页面里只要一行：\
 `new EventSource("/clock").onmessage = (event) => console.log(event.data);`
 """,
