@@ -351,18 +351,9 @@ def test_close_ends_a_source_that_is_ahead(received):
 
 
 @threads_end
-def test_close_ends_a_source_whose_handover_is_full():
-    source = Source(repeat(Event("a")))
-    stream = keep_alive(source, LONG)
-    next(stream)
-    wait_until_stuck(source)
-    stream.close()
-    wait_until(lambda: source.closed)
-
-
-@threads_end
-def test_close_ends_a_source_whose_last_event_waits():
-    source = Source(EVENTS[:3])
+@pytest.mark.parametrize("events", [repeat(Event("a")), EVENTS[:3]])
+def test_close_ends_a_source_whose_handover_is_full(events):
+    source = Source(events)
     stream = keep_alive(source, LONG)
     next(stream)
     wait_until_stuck(source)
