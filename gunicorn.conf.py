@@ -80,8 +80,9 @@ class StreamingWorker(GeventWorker):
                 del self.clients[greenlet]
                 if environ is not None:
                     greenlet.kill(block=False)
+                # Not the shutdown of gevent, which is an error for the reader.
                 with suppress(OSError):
-                    client.shutdown(socket.SHUT_RDWR)
+                    client._sock.shutdown(socket.SHUT_RDWR)
 
 
 wsgi_app = "app:app"

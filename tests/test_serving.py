@@ -70,6 +70,7 @@ def test_idle_connections_do_not_delay_a_stop(start):
         begin = time.monotonic()
         server.stop()
         assert time.monotonic() - begin < 2
+    assert server.logged("Traceback|ERROR") == []
 
 
 def ask(server, **body):
