@@ -37,6 +37,7 @@ from sse import (
     is_cross_site,
     keep_alive,
     parse_events,
+    parse_object,
 )
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -51,6 +52,13 @@ ATTENTION_SECONDS = 0.5
 
 FINISH_SECONDS = 0.2
 """How long the end of a body may take once its last event has come."""
+
+MAX_PROMPT_CHARACTERS = 4000
+
+RECONNECT_MS = 24 * 60 * 60 * 1000
+"""The reconnection time of a stream that may cost money. Before its first id a
+reconnect looks like a new prompt, to be paid for again: put it off for a day.
+"""
 
 MIN_SECRET_BYTES = 8
 """Shorter keys are the dummies of local models, and words of answers too."""
@@ -78,6 +86,14 @@ class ModelError(Exception):
         self.status = status
 
 
+def query_prompt() -> str:
+    """Return the prompt in the request's query; without one, abort with 400."""
+    prompt = request.args.get("prompt", "")
+    if not 1 <= len(prompt) <= MAX_PROMPT_CHARACTERS:
+        abort(400, f"prompt must have 1 to {MAX_PROMPT_CHARACTERS} characters.")
+    return prompt
+
+
 def chat(prompt: str) -> dict:
     """Return the request for a streamed answer to one prompt."""
     return {"messages": [{"role": "user", "content": prompt}], "stream": True}
@@ -85,12 +101,8 @@ def chat(prompt: str) -> dict:
 
 def parse_chat(text: bytes) -> dict | None:
     """Return the chat that a client sent, None if no model could answer it."""
-    try:
-        body = json.loads(text)
-        json.dumps(body, allow_nan=False)  # Python reads NaN, JSON has none
-    except (ValueError, RecursionError):
-        return None
-    messages = body.get("messages") if isinstance(body, dict) else None
+    body = parse_object(text)
+    messages = body and body.get("messages")
     if not isinstance(messages, list) or messages == []:
         return None
     return body if all(isinstance(one, dict) for one in messages) else None
@@ -608,7 +620,81 @@ def clock():
 ```
 """
 
+ATTACK = """\
+{}
+
+An image <img src="x" onerror="alert('img')"> and a drawing \
+<svg onload="alert('svg')"><circle r="9"/></svg> with handlers.
+
+[A link](javascript:alert('link')), [one more](JaVaScRiPt&colon;alert(1)) and \
+<a href="https://attacker.example/" onclick="alert('a')">a third</a>.
+
+![A picture](https://attacker.example/pixel.png?what=the+page+knows)
+
+<scr<script>ipt>alert('script')</scr</script>ipt>
+
+<img src="y" onerror ="alert('a tag without an end')"
+
+<iframe srcdoc="<script>parent.alert('frame')</script>"></iframe>
+
+<p style="position: fixed; inset: 0" id="state">Not our *page*</p>
+
+And a last word, to show that the answer goes on.
+"""
+
 ANSWERS = {
+    r"\bmarkdown\b": (
+        f"""\
+## What an answer may hold
+
+Plain text with *emphasis*, **more emphasis**, ~~second thoughts~~, `code` and \
+[links](https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+1. Lists with numbers,
+2. and within them
+   - lists without,
+   - to any depth.
+
+> Quotations, too.
+
+| field | in bytes | in an event |
+|:---|---:|:---:|
+| `data` | 6 | yes |
+| `retry` | 7 | no |
+
+{EXAMPLE}
+---
+
+An answer is *never* finished before its last token, and readable long before.
+""",
+        f"""\
+## 一个回答里可以有什么
+
+普通文本，*强调*，**更强的强调**，~~删去的话~~，`代码`，还有\
+[链接](https://html.spec.whatwg.org/multipage/server-sent-events.html)。
+
+1. 有序列表，
+2. 里面还可以有
+   - 无序列表，
+   - 一层又一层。
+
+> 也可以有引用。
+
+| 字段 | 字节 | 在事件里 |
+|:---|---:|:---:|
+| `data` | 6 | 是 |
+| `retry` | 7 | 否 |
+
+{EXAMPLE}
+---
+
+最后一个词元到来之前，回答*从未*写完，却早已可读。
+""",
+    ),
+    r"\battack|\bxss\b|攻击": (
+        ATTACK.format("Nothing on this page may run, load or look like ours."),
+        ATTACK.format("这个页面上的任何内容都不得运行、加载或冒充我们。"),
+    ),
     r"websocket|compar|differ|versus|\bvs\b|区别|比较": (
         """\
 ## Event streams or WebSockets?

@@ -282,6 +282,48 @@ def query_number(
     return number
 
 
+def json_object(max_bytes: int) -> dict[str, Any]:
+    """Return the JSON object that is the request's body.
+
+    Aborts with a sentence that says what is allowed: 415 for a body of another
+    type, 413 for more than `max_bytes`, 400 for what is no JSON object.
+    """
+    if not request.is_json:
+        abort(415, "The body must have the Content-Type application/json.")
+    body = parse_object(body_bytes(max_bytes))
+    if body is None:
+        abort(400, 'The body must be a JSON object, such as {"a": 1}.')
+    return body
+
+
+def body_bytes(max_bytes: int) -> bytes:
+    """Return the request's body.
+
+    Aborts with 413 for more than `max_bytes`, with 400 for a body that breaks
+    off or is framed wrongly.
+    """
+    try:
+        text = request.stream.read(max_bytes + 1)
+    except Exception:  # every server has errors of its own for this
+        abort(400, "The body cannot be read.")
+    if len(text) > max_bytes:
+        abort(413, f"The body must have at most {max_bytes} bytes.")
+    return text
+
+
+def parse_object(text: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that `text` is, None if it is none.
+
+    Strictly as RFC 8259 has it: what is returned can be sent on as JSON.
+    """
+    try:
+        value = json.loads(text.decode())
+        json.dumps(value, allow_nan=False)  # Python reads NaN, JSON has none
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def is_cross_site() -> bool:
     """Tell whether a page of another site made this request.
 

@@ -15,9 +15,11 @@ own connection to the model, which stops writing. Then ask in Chinese.
     curl -N "http://127.0.0.1:5000/completion?prompt=Compare+with+WebSockets"
 """
 
-from flask import Blueprint, abort, request
+from flask import Blueprint, request
+from werkzeug.exceptions import HTTPException
 
 from language_model import (
+    RECONNECT_MS,
     ModelError,
     attention_seconds,
     chat,
@@ -25,14 +27,13 @@ from language_model import (
     error_response,
     new_call,
     parse_chat,
+    query_prompt,
     refuse_other_sites,
     relay,
 )
-from sse import Event, EventStream, keep_alive
+from sse import Event, EventStream, body_bytes, keep_alive
 
-MAX_PROMPT_CHARACTERS = 4000
 MAX_BODY_BYTES = 256 * 1024
-ONE_DAY_MS = 24 * 60 * 60 * 1000
 
 bp = Blueprint("completion", __name__)
 bp.before_request(refuse_other_sites)
@@ -40,15 +41,12 @@ bp.before_request(refuse_other_sites)
 
 @bp.get("/completion")
 def stream():
-    prompt = request.args.get("prompt", "")
-    if not 1 <= len(prompt) <= MAX_PROMPT_CHARACTERS:
-        abort(400, f"prompt must have 1 to {MAX_PROMPT_CHARACTERS} characters.")
+    prompt = query_prompt()
     if "Last-Event-ID" in request.headers:
-        return "", 204
+        return "", 204  # no prompt is paid for twice
     call = new_call("/chat/completions", chat(prompt))
     events = keep_alive(answer(call), attention_seconds(), interrupt=call.cut)
-    # Before the first id a reconnect looks like a new prompt: put it off.
-    return EventStream(events, retry=ONE_DAY_MS)
+    return EventStream(events, retry=RECONNECT_MS)
 
 
 def answer(call):
@@ -62,11 +60,10 @@ def answer(call):
 
 @bp.post("/v1/chat/completions")
 def chat_completions():
-    text = request.stream.read(MAX_BODY_BYTES + 1)
-    if len(text) > MAX_BODY_BYTES:
-        sentence = f"The body must have at most {MAX_BODY_BYTES} bytes."
-        return error_response(sentence, 413)
-    body = parse_chat(text)
+    try:
+        body = parse_chat(body_bytes(MAX_BODY_BYTES))
+    except HTTPException as error:
+        return error_response(error.description, error.code)
     if body is None:
         sentence = "The body must be a JSON object with a list of messages."
         return error_response(sentence, 400)

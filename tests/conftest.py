@@ -13,13 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from upstream import HELLO, KEY, Upstream, reserved_port, stream
 
 from app import create_app
 from demos import DEMOS
+from pages import lesson
 
 PROJECT = Path(__file__).parent.parent
+SILENCE_SECONDS = 3
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -157,6 +161,23 @@ class Client:
         self.close()
 
 
+def open_stream(server: Server, demo: ModuleType) -> Client:
+    """Ask for the stream of a lesson as its curl line does."""
+    told = lesson(demo)
+    if told.stream_body is None:
+        return server.get(told.stream_path)
+    body = told.stream_body.encode()
+    headers = {"Content_Type": "application/json"}
+    return server.post(told.stream_path, body, **headers)
+
+
+def media_type(demo: ModuleType) -> str:
+    """Return the Content-Type of a lesson's stream."""
+    if demo.bp.name == "html":
+        return "text/html; charset=utf-8"
+    return "text/event-stream"
+
+
 NAMES = [demo.bp.name for demo in DEMOS]
 COMMANDS = {"flask": "flask run", "gunicorn": "gunicorn"}
 
@@ -247,3 +268,69 @@ def lesson_page(page, site):
         return page
 
     return open_lesson
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def command(request) -> str:
+    return COMMANDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with reserved_port() as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def online_server(command, port) -> Iterator[Server]:
+    running = Server(
+        command,
+        OPENAI_BASE_URL=f"http://127.0.0.1:{port}/v1",
+        OPENAI_API_KEY=KEY,
+        OPENAI_MODEL="test-model",
+        FLASK_UPSTREAM_SILENCE_SECONDS=str(SILENCE_SECONDS),
+        FLASK_KEEP_ALIVE_SECONDS="1",
+    )
+    yield running
+    running.stop()
+    assert KEY not in "\n".join(running.log)
+
+
+@pytest.fixture
+def online(online_server) -> Iterator[Server]:
+    """The app with an upstream. Its log never shows a traceback or the key."""
+    length = len(online_server.log)
+    yield online_server
+    log = "\n".join(online_server.log[length:])
+    assert "Traceback" not in log
+    assert KEY not in log
+
+
+@pytest.fixture(scope="module")
+def offline(command) -> Iterator[Server]:
+    """The app with the offline model, which writes as fast as it can."""
+    running = Server(command, FLASK_OFFLINE_WORD_SECONDS="0")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def upstream(port) -> Iterator[Upstream]:
+    """The upstream of `online`. A test without it finds the port closed."""
+    with Upstream(stream(*HELLO), port) as upstream:
+        yield upstream
+
+
+def read_until(chunks: Iterator[bytes], part: bytes) -> bytes:
+    """Return what has arrived as soon as `part` has."""
+    received = b""
+    for piece in chunks:
+        received += piece
+        if part in received:
+            return received
+    raise AssertionError(f"the stream ended with {received!r}")
+
+
+def spoken(body: bytes) -> bytes:
+    """Return an event stream without the comments that a slow machine adds."""
+    return re.sub(rb"(?m)^:\n", b"", body)

@@ -1,12 +1,18 @@
 import json
-import re
 import time
 from collections.abc import Iterator
 from urllib.parse import quote
 
 import openai
 import pytest
-from conftest import COMMANDS, Client, Server, wait_until
+from conftest import (
+    SILENCE_SECONDS,
+    Client,
+    Server,
+    read_until,
+    spoken,
+    wait_until,
+)
 from playwright.sync_api import expect
 from upstream import (
     BAD_EVENTS,
@@ -25,19 +31,16 @@ from upstream import (
     ROLE,
     TOO_MANY,
     UNREACHABLE,
-    Upstream,
     delta,
     event,
     head,
     page,
-    reserved_port,
     silence,
     stream,
 )
 
 from sse import parse_events
 
-SILENCE_SECONDS = 3
 LEAVE_SECONDS = 2
 MAX_BODY_BYTES = 256 * 1024
 
@@ -50,57 +53,6 @@ COMPLETION = (
     b'"model": "test-model", "choices": [{"index": 0, "finish_reason": "stop", '
     b'"message": {"role": "assistant", "content": "Hello"}}]}'
 )
-
-
-@pytest.fixture(scope="module", params=COMMANDS)
-def command(request) -> str:
-    return COMMANDS[request.param]
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with reserved_port() as port:
-        yield port
-
-
-@pytest.fixture(scope="module")
-def online_server(command, port) -> Iterator[Server]:
-    running = Server(
-        command,
-        OPENAI_BASE_URL=f"http://127.0.0.1:{port}/v1",
-        OPENAI_API_KEY=KEY,
-        OPENAI_MODEL="test-model",
-        FLASK_UPSTREAM_SILENCE_SECONDS=str(SILENCE_SECONDS),
-        FLASK_KEEP_ALIVE_SECONDS="1",
-    )
-    yield running
-    running.stop()
-    assert KEY not in "\n".join(running.log)
-
-
-@pytest.fixture
-def online(online_server) -> Iterator[Server]:
-    """The app with an upstream. Its log never shows a traceback or the key."""
-    length = len(online_server.log)
-    yield online_server
-    log = "\n".join(online_server.log[length:])
-    assert "Traceback" not in log
-    assert KEY not in log
-
-
-@pytest.fixture(scope="module")
-def offline(command) -> Iterator[Server]:
-    """The app with the offline model, which writes as fast as it can."""
-    running = Server(command, FLASK_OFFLINE_WORD_SECONDS="0")
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def upstream(port) -> Iterator[Upstream]:
-    """The upstream of `online`. A test without it finds the port closed."""
-    with Upstream(stream(*HELLO), port) as upstream:
-        yield upstream
 
 
 @pytest.fixture
@@ -142,21 +94,6 @@ def post_whole(server: Server, **headers: str) -> Client:
 def body_of(client: Client) -> bytes:
     with client:
         return client.read()
-
-
-def read_until(chunks: Iterator[bytes], part: bytes) -> bytes:
-    """Return what has arrived as soon as `part` has."""
-    received = b""
-    for piece in chunks:
-        received += piece
-        if part in received:
-            return received
-    raise AssertionError(f"the stream ended with {received!r}")
-
-
-def spoken(body: bytes) -> bytes:
-    """Return an event stream without the comments that a slow machine adds."""
-    return re.sub(rb"(?m)^:\n", b"", body)
 
 
 def answered(*texts: str) -> bytes:
