@@ -1,8 +1,10 @@
 """Server-sent events by example: the app that serves every lesson."""
 
+import hashlib
 import logging
 import os
 import threading
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,11 +64,12 @@ def refuse_changes_from_other_sites() -> None:
 
 def add_headers(response: Response) -> Response:
     """Let only scripts of ours run, and other sites read what costs nothing."""
-    scripts = " ".join(["'self'", *g.get("script_sources", [])])
+    inline = map(script_source, g.get("inline_scripts", []))
+    scripts = " ".join(["'self'", *inline])
     response.headers["Content-Security-Policy"] = (
         f"default-src 'none'; script-src {scripts}; style-src 'self'; "
         "img-src 'self'; connect-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        "base-uri 'none'; frame-src 'self'; frame-ancestors 'self'"
     )
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
@@ -74,6 +77,12 @@ def add_headers(response: Response) -> Response:
     if request.blueprint in LESSONS and not spends_money:
         response.headers["Access-Control-Allow-Origin"] = "*"
     return response
+
+
+def script_source(text: str) -> str:
+    """Return the Content-Security-Policy source that allows this script."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{b64encode(digest).decode()}'"
 
 
 def explain(error: HTTPException) -> Response:
@@ -92,15 +101,15 @@ def explain(error: HTTPException) -> Response:
 def limit_streams(app: Flask) -> None:
     """Answer 503 while MAX_STREAMS streams are open in this process.
 
-    Whatever could become a stream takes a place, before it does any work, and
-    frees it as soon as its response is closed.
+    A view called `stream`, and whatever asks the model, takes a place before it
+    does any work, and frees it as soon as its response is closed.
     """
     places = threading.BoundedSemaphore(app.config["MAX_STREAMS"])
 
     @app.before_request
     def take_place() -> None:
-        may_stream = request.method == "GET" and request.blueprint in LESSONS
-        if may_stream or request.blueprint in MODEL_LESSONS:
+        view = (request.endpoint or "").rpartition(".")[2]
+        if view == "stream" or request.blueprint in MODEL_LESSONS:
             if not places.acquire(blocking=False):
                 raise ServiceUnavailable(
                     "Too many streams are open. Try again in a few seconds.",

@@ -1,8 +1,6 @@
 """The pages: the catalogue, and one per lesson, made from its own files."""
 
-import hashlib
 import re
-from base64 import b64encode
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -11,11 +9,11 @@ from flask import Blueprint, abort, g, render_template, request
 from markupsafe import Markup, escape
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
-from pygments.lexers import HtmlLexer, PythonLexer
+from pygments.lexers import HtmlLexer, JavascriptLexer, PythonLexer
 
 from demos import DEMOS
 
-TEMPLATES = Path(__file__).parent / "templates"
+FOLDER = Path(__file__).parent
 
 bp = Blueprint("pages", __name__)
 
@@ -39,6 +37,12 @@ class Lesson(NamedTuple):
     def stream_path(self) -> str:
         """Path and query of the stream that the curl line asks for."""
         return re.search(r'http://[^/]+([^\s"]+)', self.curl).group(1)
+
+    @property
+    def stream_body(self) -> str | None:
+        """The JSON that the curl line posts, None if it only gets."""
+        body = re.search("--json '(.+?)'", self.curl)
+        return body and body.group(1)
 
 
 def lesson(demo: ModuleType) -> Lesson:
@@ -67,8 +71,8 @@ def page(name: str):
         abort(404, f"There is no lesson {name!r}.")
     place = names.index(name)
     server = Path(DEMOS[place].__file__).read_text("utf-8")
-    browser = (TEMPLATES / f"{name}.html").read_text("utf-8")
-    g.script_sources = [script_source(text) for text in scripts(browser)]
+    browser = (FOLDER / "templates" / f"{name}.html").read_text("utf-8")
+    g.inline_scripts = scripts(browser)
     current = lesson(DEMOS[place])
     return render_template(
         "demo.html",
@@ -79,6 +83,12 @@ def page(name: str):
         live=Markup(browser),
         server_code=highlighted(server, PythonLexer()),
         browser_code=highlighted(browser, HtmlLexer()),
+        modules={
+            path: highlighted(
+                (FOLDER / path).read_text("utf-8"), JavascriptLexer()
+            )
+            for path in imported(browser)
+        },
     )
 
 
@@ -95,10 +105,11 @@ def highlighted(code: str, lexer) -> Markup:
 
 def scripts(html: str) -> list[str]:
     """Return the text of every inline script."""
-    return re.findall("<script>(.*?)</script>", html, re.DOTALL)
+    return re.findall(
+        r'<script(?: type="module")?>(.*?)</script>', html, re.DOTALL
+    )
 
 
-def script_source(text: str) -> str:
-    """Return the Content-Security-Policy source that allows this script."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{b64encode(digest).decode()}'"
+def imported(html: str) -> list[str]:
+    """Return the path of every module of ours that the scripts import."""
+    return re.findall('from "/(static/.+?)"', html)

@@ -2,6 +2,7 @@
 
 const wire = document.querySelector("#wire");
 const bytes = wire.querySelector("pre");
+const { path, body } = wire.querySelector("form").elements;
 const MAX_ROWS = 200;
 const MAX_CHARACTERS = 2000;
 const SHORT_ESCAPES = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
@@ -34,7 +35,14 @@ function addRow(label, ...content) {
   if (atEnd) bytes.scrollTop = bytes.scrollHeight;
 }
 
-async function show(path) {
+// What the form says: a POST of JSON where it has a body, else a GET.
+function request() {
+  if (!body) return {};
+  const headers = { "Content-Type": "application/json" };
+  return { method: "POST", headers, body: body.value };
+}
+
+async function send() {
   controller.abort();
   controller = new AbortController();
   bytes.replaceChildren();
@@ -42,7 +50,7 @@ async function show(path) {
   const start = performance.now();
   const seconds = () => `${((performance.now() - start) / 1000).toFixed(3)} s`;
   try {
-    const response = await fetch(path, { signal });
+    const response = await fetch(path.value, { ...request(), signal });
     const type = response.headers.get("Content-Type") ?? "no content";
     addRow(`${seconds()}, status ${response.status}, ${type}`);
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
@@ -61,14 +69,13 @@ async function show(path) {
   }
 }
 
-const { path } = wire.querySelector("form").elements;
 wire.addEventListener("toggle", () => {
-  if (wire.open) show(path.value);
+  if (wire.open) send();
   else controller.abort();
 });
 wire.querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  show(path.value);
+  send();
 });
 
 for (const button of document.querySelectorAll("[data-copies]")) {

@@ -1,9 +1,16 @@
 import json
 
 import pytest
-from conftest import COMMANDS, Server, wait_until
+from conftest import (
+    COMMANDS,
+    NAMES,
+    Server,
+    media_type,
+    open_stream,
+    wait_until,
+)
 
-from app import create_app
+from app import create_app, script_source
 from demos import DEMOS
 
 
@@ -18,8 +25,8 @@ def small(request):
 def test_beyond_the_cap_streams_get_503_and_pages_still_work(small):
     open_streams = [small.get("/sse?interval=0.05") for _ in range(3)]
     assert [stream.status for stream in open_streams] == [200, 200, 200]
-    for path in STREAMS:
-        with small.get(path) as refused:
+    for demo in DEMOS:
+        with open_stream(small, demo) as refused:
             assert refused.status == 503
             assert refused.header("Retry-After") == "5"
             assert json.loads(refused.read()) == {
@@ -105,24 +112,10 @@ def test_an_unknown_lesson_is_a_404_that_names_it(client):
     assert "There is no lesson &#39;nope&#39;." in response.text
 
 
-STREAMS = [
-    "/stream/hello",
-    "/real-time-updates",
-    "/sse",
-    "/stream/thinking?question=Why",
-    "/stream/batch",
-    "/completion?prompt=Why",
-]
-
-
-def test_every_lesson_has_a_stream_here():
-    assert len(STREAMS) == len(DEMOS)
-
-
-@pytest.mark.parametrize("path", STREAMS)
-def test_every_stream_has_the_headers_that_it_needs(server, path):
-    with server.get(path) as client:
-        assert client.header("Content-Type") == "text/event-stream"
+@pytest.mark.parametrize("demo", DEMOS, ids=NAMES)
+def test_every_stream_has_the_headers_that_it_needs(server, demo):
+    with open_stream(server, demo) as client:
+        assert client.header("Content-Type") == media_type(demo)
         assert client.header("Cache-Control") in ("no-cache", "no-store")
         assert client.header("X-Accel-Buffering") == "no"
         assert client.header("Access-Control-Allow-Origin") == "*"
@@ -142,6 +135,12 @@ def test_only_scripts_of_ours_run(client):
     assert "script-src 'self' 'sha256-" in policy
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy
+
+
+def test_script_source_is_the_hash_of_the_text():
+    assert script_source("") == (
+        "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
+    )
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])

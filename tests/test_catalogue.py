@@ -10,7 +10,7 @@ from markupsafe import escape
 from demos import DEMOS
 from pages import lesson
 
-MODULES = ("sse", "language_model")
+MODULES = ("sse", "language_model", "growing_markdown")
 
 lessons = pytest.mark.parametrize("demo", DEMOS, ids=NAMES)
 

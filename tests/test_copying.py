@@ -4,12 +4,16 @@ import shutil
 from contextlib import closing
 
 import pytest
-from conftest import NAMES, PROJECT, Server
+from conftest import NAMES, PROJECT, Server, media_type, open_stream
 
 from demos import DEMOS
-from pages import lesson
 
-NEEDS = {"completion": ["language_model.py"]}
+NEEDS = {
+    "completion": ["language_model.py"],
+    "chat": ["language_model.py"],
+    "post": ["static/event-stream.js"],
+    "markdown": ["language_model.py", "growing_markdown.py"],
+}
 APP = """\
 from flask import Flask, send_from_directory
 from demos.{name} import bp
@@ -28,6 +32,7 @@ def copied(request, tmp_path):
     """A lesson in an empty folder, and an app of a few lines."""
     name = request.param
     (tmp_path / "demos").mkdir()
+    (tmp_path / "static").mkdir()
     for path in ["sse.py", f"demos/{name}.py", *NEEDS.get(name, [])]:
         shutil.copy(PROJECT / path, tmp_path / path)
     (tmp_path / "app.py").write_text(APP.format(name=name))
@@ -41,9 +46,9 @@ def copied(request, tmp_path):
 @pytest.mark.parametrize("copied", NAMES, indirect=True)
 def test_a_copied_lesson_streams_and_its_page_runs(copied, page):
     name, server = copied
-    path = lesson(DEMOS[NAMES.index(name)]).stream_path
-    with closing(server.get(path)) as client:
-        assert client.header("Content-Type") == "text/event-stream"
+    demo = DEMOS[NAMES.index(name)]
+    with closing(open_stream(server, demo)) as client:
+        assert client.header("Content-Type") == media_type(demo)
         assert next(client.chunks())
     page.goto(f"{server.url}/")
     page.locator("#start, #form > button").first.click()
