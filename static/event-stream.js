@@ -1,0 +1,62 @@
+/**
+ * Read the event stream in a response of fetch, as an EventSource would:
+ *
+ *     const response = await fetch(url, { method: "POST", body, signal });
+ *     for await (const event of readEventStream(response)) {
+ *       console.log(event.type, event.data);
+ *     }
+ *
+ * Each event is { type, data, lastEventId, retry }: what a browser dispatches,
+ * and the reconnection time in milliseconds where the event sets one. An event
+ * that the stream ends in the middle of is dropped. Leaving the loop closes
+ * the connection; what reading throws (an abort, a lost connection) is thrown
+ * here. Status and Content-Type are the caller's to check.
+ *
+ * Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
+ */
+export async function* readEventStream(response) {
+  let data = [];
+  let type = "";
+  let lastEventId = "";
+  let retry;
+  for await (const line of readLines(response)) {
+    if (line === "") {
+      if (data.length > 0) {
+        type ||= "message";
+        yield { type, data: data.join("\n"), lastEventId, retry };
+      }
+      data = [];
+      type = "";
+      retry = undefined;
+      continue;
+    }
+    // Up to the first colon, and without the one space that may follow it.
+    const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line);
+    if (field === "data") data.push(value);
+    else if (field === "event") type = value;
+    else if (field === "id" && !value.includes("\0")) lastEventId = value;
+    else if (field === "retry" && /^\d+$/.test(value)) retry = Number(value);
+  }
+}
+
+/** Yield each line that CRLF, LF or CR has ended, however it is cut up. */
+async function* readLines({ body }) {
+  if (!body) return;
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let line = "";
+  let afterCR = false;
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const text = afterCR ? value.replace(/^\n/, "") : value;
+      afterCR = value.endsWith("\r");
+      const lines = text.split(/\r\n|\r|\n/);
+      lines[0] = line + lines[0];
+      line = lines.pop();
+      yield* lines;
+    }
+  } finally {
+    await reader.cancel();
+  }
+}

@@ -1,0 +1,251 @@
+"""`static/event-stream.js` reads in Chromium what the tables say."""
+
+from collections.abc import Iterator
+
+import pytest
+from conftest import PROJECT
+from event_streams import ENCODED, STREAMS
+from upstream import PAUSE, Connection, Upstream, page, stream
+
+from sse import parse_events
+
+CASES = STREAMS | {
+    f"encoded: {name}": (body, [event])
+    for name, (_, body, event) in ENCODED.items()
+}
+
+# The lines that may set the reconnection time of the first of two events.
+RETRIES = [
+    b"retry: 500",
+    b"retry:500",
+    b"retry: 0",
+    b"retry: 007",
+    b"retry: 00000000000000000000500",
+    b"retry: 1\nretry: 2",
+    b"retry: 1\nretry: soon",
+    b"retry: -1",
+    b"retry: +1",
+    b"retry: 1.5",
+    b"retry: 1e3",
+    b"retry: 1_000",
+    b"retry: 0x10",
+    b"retry: 1 ",
+    b"retry:  1",
+    b"retry:",
+    b"retry",
+    b"retry: 1\0",
+    b"Retry: 1",
+    "retry: \u0661".encode(),
+    b"retry: \xb9",
+]
+RETRY_STREAMS = [fields + b"\ndata: a\n\ndata: b\n\n" for fields in RETRIES]
+
+MODULE = (PROJECT / "static/event-stream.js").read_bytes()
+ANSWERS = {
+    "/": page(b"<!doctype html>", content_type="text/html"),
+    "/event-stream.js": page(MODULE, content_type="text/javascript"),
+    "/empty": page(b"", "204 No Content"),
+    "/endless": stream(b"data: a\n\ndata: b\n\n", end="silent"),
+    "/cut": stream(b"data: a\n\ndata: b\n", PAUSE, end="cut"),
+}
+ANSWERS |= {
+    f"/case/{number}": page(body, content_type="text/event-stream")
+    for number, (body, _) in enumerate(CASES.values())
+}
+ANSWERS |= {
+    f"/retry/{number}": page(body, content_type="text/event-stream")
+    for number, body in enumerate(RETRY_STREAMS)
+}
+NOT_FOUND = page(b"", "404 Not Found")
+
+# `read` hands each event on until told to leave, `readAll` collects them, and
+# `cut` makes a response that comes in chunks of the sizes that it is told.
+HELPERS = """
+async () => {
+  const { readEventStream } = await import("/event-stream.js");
+
+  window.read = async (response, take) => {
+    for await (const event of readEventStream(response)) {
+      if (take(event) === "leave") break;
+    }
+  };
+
+  window.readAll = async (response) => {
+    const events = [];
+    await read(response, (event) => { events.push(event); });
+    return events;
+  };
+
+  window.cut = (bytes, nextSize) => {
+    let at = 0;
+    return new Response(new ReadableStream({
+      pull(controller) {
+        controller.enqueue(bytes.slice(at, at += nextSize()));
+        if (at >= bytes.length) controller.close();
+      },
+    }));
+  };
+}
+"""
+
+READ_CASES = """
+async ([count, way]) => {
+  let state = 1;
+  const sizes = {
+    "one chunk": () => Infinity,
+    "byte by byte": () => 1,
+    "any pieces": () => (state = (state * 48271) % 2147483647) % 9,
+  };
+  const read = [];
+  for (let number = 0; number < count; number++) {
+    let response = await fetch(`/case/${number}`);
+    if (way !== "socket") {
+      const bytes = new Uint8Array(await response.arrayBuffer());
+      // A MiB byte by byte takes ten seconds, and shows no more than 16 KiB.
+      const scale = 1 + (bytes.length >> 14);
+      response = cut(bytes, () => sizes[way]() * scale);
+    }
+    read.push(await readAll(response));
+  }
+  return read;
+}
+"""
+
+TIME = """
+async ([text, sizes]) => {
+  const best = sizes.map(() => Infinity);
+  for (let round = 0; round < 3; round++) {
+    for (const [index, size] of sizes.entries()) {
+      const times = Math.ceil(size / text.length);
+      const bytes = new TextEncoder().encode(text.repeat(times) + "\\n\\n");
+      const begin = performance.now();
+      await readAll(cut(bytes, () => 32));
+      best[index] = Math.min(best[index], performance.now() - begin);
+    }
+  }
+  return best;
+}
+"""
+
+
+def answer(connection: Connection) -> None:
+    ANSWERS.get(connection.request.path, NOT_FOUND)(connection)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Upstream]:
+    with Upstream(answer) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tab(browser, server):
+    """A page that has loaded the module."""
+    tab = browser.new_page()
+    tab.goto(f"http://127.0.0.1:{server.server_address[1]}/")
+    tab.evaluate(HELPERS)
+    yield tab
+    tab.close()
+
+
+@pytest.fixture(
+    scope="module", params=["one chunk", "byte by byte", "any pieces", "socket"]
+)
+def yielded(request, tab) -> dict[str, list[tuple[str, str, str]]]:
+    """What the module yields in each case, cut up in one way."""
+    streams = tab.evaluate(READ_CASES, [len(CASES), request.param])
+    return {
+        name: [(e["type"], e["data"], e["lastEventId"]) for e in events]
+        for name, events in zip(CASES, streams, strict=True)
+    }
+
+
+def last_asked(server: Upstream, path: str) -> Connection:
+    """Return the last connection that asked for this path."""
+    return [
+        connection
+        for connection in server.connections
+        if connection.requests and connection.request.path == path
+    ][-1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_yields_what_the_standard_says(name, yielded):
+    _, events = CASES[name]
+    assert yielded[name] == events
+
+
+@pytest.mark.parametrize("number", range(len(RETRIES)), ids=RETRIES)
+def test_retry_is_a_number_if_it_is_digits_only(tab, number):
+    path = f"/retry/{number}"
+    events = tab.evaluate("async (path) => readAll(await fetch(path))", path)
+    parsed = parse_events([RETRY_STREAMS[number]])
+    assert [e["retry"] for e in events] == [event.retry for event in parsed]
+
+
+@pytest.mark.parametrize(
+    "response", ["fetch('/empty')", "new Response(null, { status: 204 })"]
+)
+def test_a_response_without_a_body_has_no_events(tab, response):
+    assert tab.evaluate(f"async () => readAll(await {response})") == []
+
+
+def test_leaving_the_loop_closes_the_connection(tab, server):
+    seen = tab.evaluate("""
+        async () => {
+          const seen = [];
+          await read(await fetch("/endless"), (event) => {
+            seen.push(event.data);
+            return "leave";
+          });
+          return seen;
+        }
+    """)
+    assert seen == ["a"]
+    assert last_asked(server, "/endless").left.wait(5)
+
+
+def test_an_abort_is_thrown_out_of_the_loop(tab, server):
+    seen, error = tab.evaluate("""
+        async () => {
+          const seen = [];
+          const controller = new AbortController();
+          const { signal } = controller;
+          try {
+            await read(await fetch("/endless", { signal }), (event) => {
+              seen.push(event.data);
+              if (event.data === "b") controller.abort();
+            });
+          } catch (error) {
+            return [seen, error.name];
+          }
+          return [seen, "no error"];
+        }
+    """)
+    assert (seen, error) == (["a", "b"], "AbortError")
+    assert last_asked(server, "/endless").left.wait(5)
+
+
+def test_a_lost_connection_is_thrown_after_the_events_before_it(tab, server):
+    tab.evaluate("""
+        async () => {
+          window.seen = [];
+          const response = await fetch("/cut");
+          window.end = read(response, (event) => { seen.push(event.data); })
+            .then(() => "no error", (error) => error.name);
+        }
+    """)
+    tab.wait_for_function("() => seen.length === 1")
+    last_asked(server, "/cut").go_on()
+    assert tab.evaluate("() => end") == "TypeError"
+    assert tab.evaluate("() => seen") == ["a"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["data: a", "data: x\n", "id: 1\ndata: " + "x" * 99 + "\n\n"],
+    ids=["one line", "many lines", "many events"],
+)
+def test_four_times_the_bytes_take_about_four_times_as_long(tab, text):
+    quarter, whole = tab.evaluate(TIME, [text, [2**18, 2**20]])
+    assert whole < 10 * quarter

@@ -1,0 +1,148 @@
+"""The npm packages that read event streams from `fetch` read ours."""
+
+import json
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import need
+
+PACKAGES = {
+    "@microsoft/fetch-event-source": "2.0.1",
+    "fetch-event-stream": "0.1.6",
+    "eventsource-parser": "4.1.3",
+}
+
+# Each reads events as its package's README does, and says when they have ended.
+CLIENTS = {
+    "@microsoft/fetch-event-source": """
+        async (url, init, onmessage, onclose) => {
+          const { fetchEventSource } = await import(
+            "/npm/@microsoft/fetch-event-source/package/lib/esm/index.js");
+          await fetchEventSource(url, { ...init, onmessage, onclose });
+        }
+    """,
+    "fetch-event-stream": """
+        async (url, init, onmessage, onclose) => {
+          const { stream } = await import(
+            "/npm/fetch-event-stream/package/esm/mod.js");
+          const events = await stream(url, init);
+          for await (const event of events) onmessage(event);
+          onclose();
+        }
+    """,
+    "eventsource-parser": """
+        async (url, init, onmessage, onclose) => {
+          const { EventSourceParserStream } = await import(
+            "/npm/eventsource-parser/package/dist/stream.js");
+          const response = await fetch(url, init);
+          const events = response.body
+            .pipeThrough(new TextDecoderStream())
+            .pipeThrough(new EventSourceParserStream());
+          for await (const event of events) onmessage(event);
+          onclose();
+        }
+    """,
+}
+
+ASK = """
+async ([body, last]) => {
+  const events = [];
+  let closed = 0;
+  const controller = new AbortController();
+  const init = {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body,
+    signal: controller.signal,
+  };
+  const onmessage = ({ event, data }) => {
+    events.push([event || "message", data]);
+    if (events.length === last) controller.abort();
+  };
+  const onclose = () => { closed++; };
+  try {
+    await (CLIENT)("/api/sse", init, onmessage, onclose);
+  } catch (error) {
+    if (error.name !== "AbortError") throw error;
+  }
+  return [events, closed];
+}
+"""
+
+clients = pytest.mark.parametrize("client", PACKAGES)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory) -> Path:
+    """A folder with the files of each package."""
+    npm, folder = need("npm"), tmp_path_factory.mktemp("npm")
+    names = [f"{name}@{version}" for name, version in PACKAGES.items()]
+    packed = subprocess.run(
+        [npm, "pack", *names, "--prefer-offline", "--loglevel=error"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    if packed.returncode and not os.environ.get("CI"):
+        pytest.skip("needs the npm registry")
+    assert packed.returncode == 0, packed.stderr
+    for name, version in PACKAGES.items():
+        stem = name.removeprefix("@").replace("/", "-")
+        with tarfile.open(folder / f"{stem}-{version}.tgz") as files:
+            # Python before 3.11.4 has no filters, 3.14 asks for one.
+            files.extraction_filter = lambda member, path: member
+            files.extractall(folder / name)
+    return folder
+
+
+@pytest.fixture
+def app_page(page, site, packages):
+    """A page of the app, beside which the packages are served."""
+
+    def serve(route):
+        file = packages / route.request.url.partition("/npm/")[2]
+        if not file.suffix:  # as bundlers do
+            file = file.with_suffix(".js")
+        route.fulfill(path=file, content_type="text/javascript")
+
+    page.route(f"{site.url}/npm/**", serve)
+    page.clock.install()
+    page.goto(site.url)
+    page.methods = []
+    page.on("request", lambda request: page.methods.append(request.method))
+    return page
+
+
+def posts_in_the_end(page) -> int:
+    """Return how often the page has posted, ten minutes of its time later."""
+    page.clock.fast_forward("10:00")
+    page.evaluate("() => fetch('')")  # what came before it is known after it
+    return page.methods.count("POST")
+
+
+@clients
+def test_reads_every_event_and_the_end_and_asks_once(app_page, client):
+    ask = ASK.replace("CLIENT", CLIENTS[client])
+    events, closed = app_page.evaluate(ask, ['{"foo":"bar"}', None])
+    asked = '{"method":"POST","headers":{},"body":{"foo":"bar"}}'
+    assert events == [
+        ["request", asked],
+        ["message", '{"key":"foo","value":"bar"}'],
+        ["done", '{"members":1}'],
+    ]
+    assert closed == 1
+    assert posts_in_the_end(app_page) == 1
+
+
+@clients
+def test_an_abort_closes_the_connection(app_page, client):
+    ask = ASK.replace("CLIENT", CLIENTS[client])
+    body = json.dumps(dict.fromkeys("abcdefghij"))
+    with app_page.expect_event("requestfailed") as aborted:
+        events, _ = app_page.evaluate(ask, [body, 2])
+    assert [type for type, _ in events] == ["request", "message"]
+    assert aborted.value.url.endswith("/api/sse")
+    assert posts_in_the_end(app_page) == 1

@@ -1,0 +1,269 @@
+import json
+import socket
+import time
+
+import pytest
+from conftest import Client, Server, read_until, wait_until
+from playwright.sync_api import expect
+
+from demos.post import echo
+from sse import Event
+
+FAST = "?interval=0.01"
+MAX_BODY_BYTES = 65536
+LONG = json.dumps({f"member {number}": number for number in range(100)})
+NO_OBJECT = 'The body must be a JSON object, such as {"a": 1}.'
+NO_ROOM = f"The body must have at most {MAX_BODY_BYTES} bytes."
+
+# How http.client frames a body: with a Content-Length, and in chunks.
+FRAMINGS = {"length": bytes, "chunked": lambda body: iter([body])}
+framings = pytest.mark.parametrize("framed", FRAMINGS.values(), ids=FRAMINGS)
+
+
+def post(server: Server, query: str, body: bytes = b"{}", **headers) -> Client:
+    headers = {"Content_Type": "application/json"} | headers
+    return server.post(f"/api/sse{query}", body, **headers)
+
+
+def error(client: Client) -> tuple[int, str]:
+    with client:
+        assert client.header("Content-Type") == "application/json"
+        body = json.loads(client.read())
+    assert list(body) == ["error"]
+    return client.status, body["error"]
+
+
+@framings
+def test_sends_exactly_these_bytes(server, framed):
+    body = framed('{"city": "Zürich", "空": [null, "👋"], "": 1.5}'.encode())
+    headers = {
+        "X_Demo": "hello",
+        "x_b": "1",
+        "Max_Forwards": "1",
+        "Cookie": "x-c",
+    }
+    with post(server, FAST, body, **headers) as client:
+        assert client.status == 200
+        assert client.header("Content-Type") == "text/event-stream"
+        assert client.read().decode() == (
+            ":\n"
+            "event: request\n"
+            'data: {"method":"POST","headers":{"X-Demo":"hello","X-B":"1"},'
+            '"body":{"city":"Zürich","空":[null,"👋"],"":1.5}}\n\n'
+            'data: {"key":"city","value":"Zürich"}\n\n'
+            'data: {"key":"空","value":[null,"👋"]}\n\n'
+            'data: {"key":"","value":1.5}\n\n'
+            'event: done\ndata: {"members":3}\n\n'
+        )
+
+
+def test_an_empty_object_has_no_messages(server):
+    with post(server, FAST, b"{}") as client:
+        assert client.read() == (
+            b":\n"
+            b"event: request\n"
+            b'data: {"method":"POST","headers":{},"body":{}}\n\n'
+            b'event: done\ndata: {"members":0}\n\n'
+        )
+
+
+def test_messages_are_an_interval_apart():
+    asked = {"method": "POST", "headers": {}, "body": {"a": 1, "b": None}}
+    happened = []
+    for event in echo(asked, 0.5, sleep=happened.append):
+        happened.append(event)
+    assert happened == [
+        Event(asked, event="request"),
+        0.5,
+        Event({"key": "a", "value": 1}),
+        0.5,
+        Event({"key": "b", "value": None}),
+        Event({"members": 2}, event="done"),
+    ]
+
+
+def test_an_event_leaves_the_moment_it_is_made(server):
+    start = time.monotonic()
+    with post(server, "?interval=10", b'{"a": 1}') as client:
+        assert read_until(client.chunks(), b"\n\n") == (
+            b":\nevent: request\n"
+            b'data: {"method":"POST","headers":{},"body":{"a":1}}\n\n'
+        )
+    assert time.monotonic() - start < 5
+
+
+@framings
+def test_a_body_of_the_greatest_size_passes_and_one_byte_more_does_not(
+    server, framed
+):
+    body = b'{"a": "' + b"x" * (MAX_BODY_BYTES - 9) + b'"}'
+    with post(server, FAST, framed(body)) as client:
+        assert client.read().endswith(b'data: {"members":1}\n\n')
+    assert error(post(server, FAST, framed(body + b" "))) == (413, NO_ROOM)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Content_Type": "text/plain"},
+        {"Content_Type": "application/x-www-form-urlencoded"},
+        {"Content_Type": "application/jsonp"},
+    ],
+)
+def test_a_body_of_another_type_is_refused(server, headers):
+    assert error(server.post("/api/sse", b"{}", **headers)) == (
+        415,
+        "The body must have the Content-Type application/json.",
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"{} {}",
+        b"{'a': 1}",
+        b"city=Paris",
+        b"[]",
+        b'"a"',
+        b"1",
+        b"null",
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        b'{"a": 1e999}',
+        b'{"a": "\xff"}',
+        b'{"a": ' + b"1" * 5000 + b"}",
+        b"[" * MAX_BODY_BYTES,
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    ],
+    ids=lambda body: body[:12],
+)
+def test_what_is_no_json_object_is_refused(server, body):
+    assert error(post(server, FAST, body)) == (400, NO_OBJECT)
+
+
+@pytest.mark.parametrize("chunk", [b"zz\r\n{}\r\n0\r\n\r\n", b"9\r\n{}"])
+def test_a_body_that_breaks_off_is_refused(server, chunk):
+    head = (
+        "POST /api/sse HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+        client.sendall(head.encode() + chunk)
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as lines:
+            answer = lines.read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b'{"error":"The body cannot be read."}\n')
+    assert server.logged("Traceback") == []
+
+
+@pytest.mark.parametrize("interval", ["0", "0.009", "10.1", "nan", "x", ""])
+def test_refuses_an_interval_out_of_range(server, interval):
+    assert error(post(server, f"?interval={interval}")) == (
+        400,
+        f"interval must be a number from 0.01 to 10, not {interval!r}.",
+    )
+
+
+def test_get_is_refused(server):
+    with server.get("/api/sse") as client:
+        assert client.status == 405
+        assert "POST" in client.header("Allow")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Sec_Fetch_Site": "cross-site"}, {"Origin": "http://elsewhere.example"}],
+)
+def test_pages_of_other_sites_are_refused(server, headers):
+    assert error(post(server, FAST, **headers)) == (
+        403,
+        "Pages of other sites may not change anything here.",
+    )
+
+
+def status(server: Server) -> int:
+    with post(server, FAST) as client:
+        return client.status
+
+
+def test_takes_a_place_until_the_client_leaves(start, command):
+    server = start(command, FLASK_MAX_STREAMS="1")
+    with post(server, "?interval=0.05", LONG.encode()) as first:
+        assert first.status == 200
+        with post(server, FAST) as second:
+            assert second.header("Retry-After") == "5"
+            assert error(second) == (
+                503,
+                "Too many streams are open. Try again in a few seconds.",
+            )
+    wait_until(lambda: status(server) == 200)
+
+
+def send(page, body: str) -> None:
+    page.get_by_role("textbox", name="JSON").fill(body)
+    page.get_by_role("button", name="Send").click()
+
+
+def shown(page) -> list[str]:
+    return page.locator("#list > *").all_text_contents()
+
+
+def test_page_shows_every_event_as_text_in_order(lesson_page):
+    page = lesson_page("post")
+    page.get_by_label("X-Demo").fill("from the page")
+    send(page, '{"b": "<img src=x onerror=alert(1)>", "a": "你好"}')
+    page.get_by_text("done:").wait_for()
+    assert shown(page) == [
+        'request: {"method":"POST","headers":{"X-Demo":"from the page"},'
+        '"body":{"b":"<img src=x onerror=alert(1)>","a":"你好"}}',
+        'message: {"key":"b","value":"<img src=x onerror=alert(1)>"}',
+        'message: {"key":"a","value":"你好"}',
+        'done: {"members":2}',
+    ]
+    expect(page.locator("#state")).to_have_text("closed")
+
+
+def test_stop_in_the_middle_ends_the_stream_on_the_server(start, command, page):
+    server = start(command, FLASK_MAX_STREAMS="1")
+    page.goto(f"{server.url}/demos/post")
+    send(page, LONG)
+    page.get_by_text("message:").first.wait_for()
+    assert page.locator("#state").text_content() == "open"
+    assert status(server) == 503
+    with page.expect_event("requestfailed"):
+        page.get_by_role("button", name="Stop").click()
+    assert page.locator("#state").text_content() == "closed"
+    wait_until(lambda: status(server) == 200)
+    assert "problem" not in " ".join(shown(page))
+
+
+def test_page_shows_the_sentence_of_a_refusal(lesson_page):
+    page = lesson_page("post")
+    send(page, '{"city": "Paris"')
+    page.get_by_text("problem:").wait_for()
+    assert shown(page) == [f"problem: {NO_OBJECT}"]
+    assert page.locator("#state").text_content() == "closed"
+    assert "400" in page.problems.pop()
+
+
+def test_sending_again_leaves_the_stream_before(lesson_page):
+    page = lesson_page("post")
+    aborted = []
+    page.on("requestfailed", lambda request: aborted.append(request.post_data))
+    send(page, '{"first": 1, "more": 2}')
+    send(page, LONG)
+    page.get_by_text("message:").first.wait_for()
+    send(page, '{"last": 3}')
+    page.get_by_text("done:").wait_for()
+    assert [text.partition(":")[0] for text in shown(page)] == [
+        "request",
+        "message",
+        "done",
+    ]
+    assert shown(page)[1] == 'message: {"key":"last","value":3}'
+    assert aborted == ['{"first": 1, "more": 2}', LONG]
+    expect(page.locator("#state")).to_have_text("closed")
