@@ -1,5 +1,25 @@
 """The lessons, in teaching order."""
 
-from demos import batch, chat, clock, completion, hello, numbers, post, thinking
+from demos import (
+    batch,
+    chat,
+    clock,
+    completion,
+    hello,
+    markdown,
+    numbers,
+    post,
+    thinking,
+)
 
-DEMOS = (hello, numbers, clock, thinking, batch, completion, chat, post)
+DEMOS = (
+    hello,
+    numbers,
+    clock,
+    thinking,
+    batch,
+    completion,
+    chat,
+    post,
+    markdown,
+)

@@ -1,0 +1,166 @@
+"""No published payload runs or reaches another host, whichever guard is left.
+
+The server cleans, the page cleans again, and a policy stands behind both. Each
+of the two cleans alone here, too, with the policy switched off.
+"""
+
+import pytest
+from conftest import Server
+from upstream import DONE, FINISH, Upstream, delta, stream
+from xss_payloads import PAYLOADS
+
+ALL = [payload for payloads in PAYLOADS.values() for payload in payloads]
+CONTROLS = [
+    "<img src/onerror=alert(1)>",
+    "<video><source onerror=alert(1) src=1></video>",
+    "<details ontoggle=alert(1) open>test</details>",
+    "<svg><animate onbegin=alert(1) attributeName=x dur=1s>",
+    '<iframe srcdoc="<img src=1 onerror=alert(1)>"></iframe>',
+    '<img srcset=",,,,,https://attacker.example/img-srcset">',
+]
+# As published ones go, but for guards that no published one aims at.
+OURS = [
+    '<form style="display:block;content-visibility:auto" '
+    'oncontentvisibilityautostatechange="alert(1)">'
+    "<input name=attributes><input name=attributes>",
+    "<form><input name=remove><input name=localName></form>",
+    'x<base href="https://attacker.example/">',
+    '<svg><circle r="9" fill="url(https://attacker.example/fill.svg#a)"/></svg>',
+    '<link rel="stylesheet" href="https://attacker.example/link.css">',
+]
+# What a page with none of the guards would do.
+UNGUARDED = """
+Element.prototype.setHTML = function (html) { this.innerHTML = html; };
+"""
+WITHOUT_SET_HTML = "delete Element.prototype.setHTML;"
+# One payload after the other; each is through once its stream is closed.
+READ_ANSWERS = """
+async (count) => {
+  const received = [];
+  for (let number = 0; number < count; number += 1) {
+    ask(String(number));
+    source.addEventListener("block", (event) => {
+      received.push(JSON.parse(event.data).html);
+    });
+    while (source.readyState !== EventSource.CLOSED) {
+      await new Promise((resolve) => { setTimeout(resolve, 5); });
+    }
+    check(byId("blocks"), number);
+  }
+  return received;
+}
+"""
+PUT = """
+(payloads) => payloads.forEach((payload, number) => {
+  const element = document.createElement("div");
+  byId("blocks").append(element);
+  put(element, payload);
+  check(element, number);
+})
+"""
+# Links wait for a click, so what they lead to is looked at.
+CHECK = """
+window.found = [];
+window.check = (element, number) => {
+  for (const part of element.querySelectorAll("*")) {
+    for (const name of Element.prototype.getAttributeNames.call(part)) {
+      const harmless = ["align", "class", "rel", "start", "title"];
+      if (harmless.includes(name)) continue;
+      const isLink = part.localName === "a" && name === "href";
+      if (isLink && /^(https?|mailto):/.test(part.href)) continue;
+      found.push([number, part.localName, name]);
+    }
+  }
+  if (!document.baseURI.startsWith(location.origin)) {
+    found.push([number, "base", document.baseURI]);
+  }
+};
+"""
+
+
+class Watch:
+    """A page of the lesson, and all that it should not have done."""
+
+    def __init__(self, browser, url, script="", bypass_csp=True):
+        self.context = browser.new_context(bypass_csp=bypass_csp)
+        self.context.add_init_script(script + CHECK)
+        self.context.route("**/*", self._route)
+        self.page = self.context.new_page()
+        self.page.on("dialog", self._dialog)
+        self.context.on("page", lambda page: self.seen.append("a window"))
+        self.page.on(
+            "framenavigated", lambda frame: self.seen.append(frame.url)
+        )
+        self.host = url
+        self.seen = []
+        self.page.goto(f"{url}/demos/markdown")
+        self.seen.clear()
+
+    def _route(self, route):
+        if route.request.url.startswith(self.host):
+            route.continue_()
+        else:
+            self.seen.append(route.request.url)
+            route.abort()
+
+    def _dialog(self, dialog):
+        self.seen.append(dialog.message)
+        dialog.dismiss()
+
+    def finish(self):
+        """Return what was seen, once all that was on its way has happened."""
+        self.page.evaluate(
+            "() => new Promise((resolve) => {"
+            "  const image = new Image();"
+            "  image.onerror = () => setTimeout(resolve, 100);"
+            "  image.src = '/nowhere';"
+            "})"
+        )
+        found = self.page.evaluate("() => found")
+        self.context.close()
+        return self.seen + found
+
+
+def one_character_at_a_time(connection):
+    """Answer the number of a payload with that payload."""
+    (message,) = connection.request.json["messages"]
+    payload = (ALL + OURS)[int(message["content"])]
+    stream(*map(delta, payload), FINISH, DONE)(connection)
+
+
+@pytest.fixture(scope="module")
+def url():
+    with Upstream(one_character_at_a_time) as upstream:
+        server = Server("flask run", OPENAI_BASE_URL=upstream.url)
+        yield server.url
+        server.stop()
+
+
+def test_corpus_is_large_and_has_no_payload_twice():
+    assert len(ALL) == len(set(ALL)) >= 150
+
+
+@pytest.mark.parametrize("payload", CONTROLS)
+def test_these_would_be_seen_without_any_guard(browser, url, payload):
+    watch = Watch(browser, url, UNGUARDED)
+    watch.page.evaluate(PUT, [payload])
+    assert watch.finish() != []
+
+
+def test_none_runs_on_the_page_nor_in_what_the_server_sent(browser, url):
+    watch = Watch(browser, url, bypass_csp=False)
+    received = watch.page.evaluate(READ_ANSWERS, len(ALL + OURS))
+    assert watch.finish() == []
+    assert len(received) > len(ALL)
+    watch = Watch(browser, url, UNGUARDED)
+    watch.page.evaluate(PUT, received)
+    assert watch.finish() == []
+
+
+@pytest.mark.parametrize("script", ["", WITHOUT_SET_HTML], ids=["new", "old"])
+def test_the_page_cleans_what_a_server_let_through(browser, url, script):
+    watch = Watch(browser, url, script)
+    has_set_html = watch.page.evaluate("() => 'setHTML' in Element.prototype")
+    assert has_set_html == (script == "")
+    watch.page.evaluate(PUT, ALL + OURS)
+    assert watch.finish() == []

@@ -1,0 +1,279 @@
+import re
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from growing_markdown import GrowingMarkdown
+from sse import LINE_END
+
+CODE = "```python\ndef f():\n\n    return 1\n```\n"
+COLOURED = (
+    '<pre><code><span class="k">def</span><span class="w"> </span>'
+    '<span class="nf">f</span><span class="p">():</span>\n\n'
+    '    <span class="k">return</span> <span class="mi">1</span>\n'
+    "</code></pre>\n"
+)
+PLAIN = "<pre><code>def f():\n\n    return 1\n</code></pre>\n"
+
+# Markdown: the HTML of its blocks
+RENDERED = {
+    "": [],
+    "\n\n": [],
+    "a": ["<p>a</p>\n"],
+    "# a\nb": ["<h1>a</h1>\n", "<p>b</p>\n"],
+    "a\nb\n\nc": ["<p>a\nb</p>\n", "<p>c</p>\n"],
+    "a\r\n\r\nb\rc": ["<p>a</p>\n", "<p>b\nc</p>\n"],
+    "a\n===\n": ["<h1>a</h1>\n"],
+    "- a\n\n- b\n": [
+        "<ul>\n<li>\n<p>a</p>\n</li>\n<li>\n<p>b</p>\n</li>\n</ul>\n"
+    ],
+    "9. a\n\n10. b\n": [
+        '<ol start="9">\n<li>\n<p>a</p>\n</li>\n<li>\n<p>b</p>\n</li>\n</ol>\n'
+    ],
+    "- a\n\nb": ["<ul>\n<li>a</li>\n</ul>\n", "<p>b</p>\n"],
+    "> a\n\n> b": [
+        "<blockquote>\n<p>a</p>\n</blockquote>\n",
+        "<blockquote>\n<p>b</p>\n</blockquote>\n",
+    ],
+    "| a | b |\n|:-:|---|\n| 1 | 2 |\n": [
+        '<table>\n<thead>\n<tr>\n<th align="center">a</th>\n<th>b</th>\n</tr>\n'
+        '</thead>\n<tbody>\n<tr>\n<td align="center">1</td>\n<td>2</td>\n</tr>'
+        "\n</tbody>\n</table>\n"
+    ],
+    "    a\n\n    b\n": ["<pre><code>a\n\nb\n</code></pre>\n"],
+    CODE: [COLOURED + "\n"],
+    "```zeek\n<b>\n```\n": ["<pre><code>&lt;b&gt;\n</code></pre>\n\n"],
+    "```\na": ["<pre><code>a</code></pre>\n\n"],
+    "**a** *b* ~~c~~ `d`": [
+        "<p><strong>a</strong> <em>b</em> <s>c</s> <code>d</code></p>\n"
+    ],
+    "[a](https://b.example 'c') [d](/e)": [
+        '<p><a href="https://b.example" title="c" rel="noopener noreferrer">a'
+        '</a> <a href="/e" rel="noopener noreferrer">d</a></p>\n'
+    ],
+    "[a]: /b\n\n[a]\n\n[a]": [
+        '<p><a href="/b" rel="noopener noreferrer">a</a></p>\n'
+    ]
+    * 2,
+    "a\n\n[b]: /c": ["<p>a</p>\n", ""],
+    "---\na": ["<hr>\n", "<p>a</p>\n"],
+    "\ud83d": ["<p>?</p>\n"],
+}
+
+# Markdown: what the only block keeps, and what is told of the rest
+BLOCKED = {
+    '<img src="x" onerror="alert(1)">a': (
+        "<p>a</p>\n",
+        [
+            ("<img>", "the text"),
+            ('src="x"', "<img>"),
+            ('onerror="alert(1)"', "<img>"),
+        ],
+    ),
+    "![a](https://b.example/c)": (
+        "<p></p>\n",
+        [
+            ("<img>", "the text"),
+            ('src="https://b.example/c"', "<img>"),
+            ('alt="a"', "<img>"),
+        ],
+    ),
+    "[a](javascript:b)": (
+        '<p><a rel="noopener noreferrer">a</a></p>\n',
+        [('href="javascript:b"', "<a>")],
+    ),
+    "a <svg onload=b>c</svg>": (
+        "<p>a c</p>\n",
+        [("<svg>", "the text"), ('onload="b"', "<svg>")],
+    ),
+    "a <b hidden>c</b>": (
+        "<p>a c</p>\n",
+        [("<b>", "the text"), ("hidden", "<b>")],
+    ),
+    'a <span class="k big">b</span>': (
+        '<p>a <span class="k">b</span></p>\n',
+        [('class="k big"', "<span>")],
+    ),
+    '<p id="state" style="position: fixed">a</p>': (
+        "<p>a</p>",
+        [('id="state"', "<p>"), ('style="position: fixed"', "<p>")],
+    ),
+    "a <!-- b -->": ("<p>a </p>\n", [("a comment", "the text")]),
+    "<b>a</b> <b>c</b>": ("<p>a c</p>\n", [("<b>", "the text")] * 2),
+    "```yaml\na: b\n```": (
+        '<pre><code><span class="nt">a</span><span class="p">:</span>'
+        '<span class="w"> </span><span class="l">b</span>\n</code></pre>\n\n',
+        [],
+    ),
+    "<script>a</script>": ("", [("<script>", "the text")]),
+    "<b>a</b>" * 151: (
+        f"<p>{'&lt;b&gt;a&lt;/b&gt;' * 151}</p>\n",
+        [],
+    ),
+    f"a <i title={'x' * 300}>b</i>": (
+        "<p>a b</p>\n",
+        [("<i>", "the text"), (f'title="{"x" * 193}', "<i>")],
+    ),
+}
+
+# How a text stands so far: how many of its blocks are finished
+FINISHED = {
+    "a": 0,
+    "a\n": 0,
+    "a\n\n": 1,
+    "a\n\nb": 1,
+    "a\n\n-": 1,
+    "# a\n": 0,
+    "# a\nb": 1,
+    "- a\n\n": 0,
+    "- a\n\nb": 1,
+    "- a\n\n*": 0,
+    "1. a\n\n2": 0,
+    "    a\n\n": 0,
+    CODE[:-4]: 0,
+    CODE: 0,
+    CODE + "\n": 1,
+    CODE + "b": 1,
+    "| a |\n|---|\n| 1 |\n": 0,
+    "| a |\n|---|\n| 1 |\n\n": 1,
+    "> a\n\n": 1,
+    "<!-- a\n\n": 0,
+    "[a]: /b\n\n": 0,
+}
+
+ATOMS = [
+    *("\n", "\n\n", "\r\n", "\r", "\t", " ", "    ", "\0", "\u2028"),
+    *("- ", "* ", "+ ", "1. ", "12", ")", "> ", "# ", "===", "--", "---"),
+    *("```", "```python", "~~~", "`", "**", "_", "~~", "\\", "&amp;"),
+    *("| a | b |", "|---|--:|", "| 1 | 2 |", "[b](/y)", "![i](/z)", "]"),
+    *("<div>", "</div>", "<script>", "</script>", "<!--", "-->", "<p", "<br>"),
+    *("text", "word ", "中文", "é", "=", "|", "<?x", "?>", "<![CDATA[", "]]>"),
+]
+
+
+def blocks(*pieces):
+    """Return the blocks of a text that came in these pieces."""
+    markdown, found = GrowingMarkdown(), []
+    for piece in pieces:
+        markdown.add(piece)
+        found += markdown.take_finished()
+        markdown.draw()
+    return found + markdown.take_rest()
+
+
+@pytest.mark.parametrize("text", RENDERED)
+def test_renders_each_block_however_the_text_arrives(text):
+    for pieces in ([text], text):
+        assert [block.html for block in blocks(*pieces)] == RENDERED[text]
+
+
+@pytest.mark.parametrize("text", BLOCKED)
+def test_tells_what_was_taken_out_and_where(text):
+    for pieces in ([text], text):
+        assert blocks(*pieces) == [BLOCKED[text]]
+
+
+@pytest.mark.parametrize("text", FINISHED)
+def test_a_block_is_finished_once_nothing_can_change_it(text):
+    markdown = GrowingMarkdown()
+    markdown.add(text)
+    assert len(list(markdown.take_finished())) == FINISHED[text]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.sampled_from(ATOMS), max_size=40).map("".join),
+    st.randoms(use_true_random=False),
+)
+def test_pieces_never_change_what_is_rendered(text, chance):
+    pieces = []
+    while text[sum(map(len, pieces)) :]:
+        start = sum(map(len, pieces))
+        pieces.append(text[start : start + chance.randint(1, 9)])
+    # Inside a block a line may end in other ways than at the end of the text.
+    whole, *cut = (
+        [LINE_END.sub("", block.html) for block in blocks(*parts)]
+        for parts in ([text + "\n"], [*pieces, "\n"])
+    )
+    assert cut == [whole]
+
+
+def test_what_is_open_is_drawn_without_colours_and_safely():
+    markdown = GrowingMarkdown()
+    markdown.add("a <img src=x onerror=alert(1)>\n\n" + CODE)
+    assert len(list(markdown.take_finished())) == 1
+    assert markdown.draw() == PLAIN + "\n"
+    markdown.add("\n<svg onload=alert(1)> **b")
+    assert [block.html for block in markdown.take_finished()] == [
+        COLOURED + "\n"
+    ]
+    assert markdown.draw() == "<p> **b</p>\n"
+
+
+def test_a_table_of_too_many_columns_is_text():
+    for columns, tag in ((29, "<table>"), (30, "<p>")):
+        (block,) = blocks(f"|{'a|' * columns}\n|{'-|' * columns}\n")
+        assert block.html.startswith(tag)
+
+
+def test_long_code_is_coloured_to_its_end_and_stays_the_same():
+    code = "".join(f"def f{n}(): pass\n" for n in range(500)) + "x" * 5000
+    (block,) = blocks(f"```python\n{code}\n```\n")
+    assert block.html.count('<span class="k">def</span>') == 500
+    assert re.sub("<.*?>", "", block.html).strip() == code
+
+
+def test_a_reference_that_is_half_written_is_not_remembered():
+    markdown = GrowingMarkdown()
+    for piece in ("[a]: /b", "c\n\n[a]\n\n"):
+        markdown.add(piece)
+        finished = [block.html for block in markdown.take_finished()]
+        markdown.draw()
+    assert finished == [
+        '<p><a href="/bc" rel="noopener noreferrer">a</a></p>\n'
+    ]
+
+
+KINDS = {
+    "paragraphs": ("", "word *word* and `code` and more\n\n"),
+    "one paragraph": ("", "word *word* and `code` and more\n"),
+    "one code block": ("```python\n", "    def f(x): return x + 1  # <b>\n"),
+    "one list": ("", "- item of a list that has **no** end\n"),
+    "one table": ("| a | b |\n|---|---|\n", "| cell | another cell |\n"),
+    "one quotation": ("", "> word *word* and `code` and more\n"),
+    "raw HTML": ("", "<b onclick=1>a</b> <img src=x>\n\n"),
+    "formats left open": ("x ", "".join(f"<em a{n}>x<p>" for n in range(500))),
+    "rows of a wide table": (f"|{'a|' * 28}\n|{'-|' * 28}\n", "|a\n"),
+    "empty lines of C": ("```c\n", "\n"),
+    "a long address": (f"[a]: /{'b' * 1000}\n\n", "[a]\n"),
+    "open brackets": ("", "["),
+    "open comments": ("", "<!--"),
+    "open tags": ("", "<b "),
+}
+
+
+PIECE_CHARACTERS = 25
+
+
+def spent(kind, size):
+    """Return the CPU seconds and the characters drawn for a text this large."""
+    beginning, repeated = KINDS[kind]
+    text = (beginning + repeated * (size // len(repeated) + 1))[:size]
+    markdown, drawn, begin = GrowingMarkdown(), 0, time.process_time()
+    for start in range(0, len(text), PIECE_CHARACTERS):
+        markdown.add(text[start : start + PIECE_CHARACTERS])
+        if markdown.has_grown:
+            drawn += sum(len(html) for html, _ in markdown.take_finished())
+            drawn += len(markdown.draw())
+    drawn += sum(len(html) for html, _ in markdown.take_rest())
+    return time.process_time() - begin, drawn
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_time_and_size_grow_linearly_with_the_text(kind):
+    seconds, drawn = zip(*(spent(kind, 5000) for _ in range(2)), strict=True)
+    four_times_seconds, four_times_drawn = spent(kind, 20_000)
+    assert four_times_drawn <= 5 * max(drawn)
+    assert four_times_seconds < 8 * max(seconds) + 0.1
