@@ -6,6 +6,7 @@ from demos import (
     clock,
     completion,
     hello,
+    html,
     markdown,
     numbers,
     post,
@@ -22,4 +23,5 @@ DEMOS = (
     chat,
     post,
     markdown,
+    html,
 )

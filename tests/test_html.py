@@ -1,0 +1,241 @@
+import base64
+import hashlib
+import json
+import re
+import threading
+import time
+from contextlib import closing
+
+import pytest
+from conftest import read_until, wait_until
+from playwright.sync_api import Page, expect
+
+from demos.html import HEAD, PARTS, SCRIPT
+from demos.html import page as html_page
+
+FAILED = "This part has failed."
+STOP_SECONDS = 1.5
+READY = {name: f"Ready after {PARTS[name]} s of work." for name in PARTS}
+
+
+def beginning(parts: dict) -> str:
+    return HEAD + "".join(
+        f'<p id="{name}"><a href="#{name}-part">{name}</a>'
+        " is on its way …</p>\n"
+        for name in parts
+    )
+
+
+def part(name: str, text: str) -> str:
+    return (
+        f'<p id="{name}-part" data-place="{name}">'
+        f"<b>{name}</b>: {text}</p>\n"
+        f"<script>{SCRIPT}</script>\n"
+    )
+
+
+def told(page: str) -> str:
+    """Return a page without the line ends that a slow machine adds."""
+    return re.sub(r"(?m)^\n", "", page)
+
+
+def test_a_part_is_sent_the_moment_it_is_ready(monkeypatch):
+    monkeypatch.setattr("demos.html.ATTENTION_SECONDS", 5)
+    ready = {name: threading.Event() for name in ("one", "two", "three")}
+    page = html_page(
+        "", ready, lambda name, event, *_: f"{name}!" * event.wait(10)
+    )
+    assert next(page) == beginning(ready)
+    chunks = map(str.encode, page)
+    began = time.monotonic()
+    for name in ("two", "three", "one"):
+        ready[name].set()
+        sent = read_until(chunks, b"</script>\n").decode()
+        assert told(sent) == part(name, f"{name}!")
+    assert time.monotonic() - began < 5
+    assert b"".join(chunks) == b"\n"
+
+
+@pytest.mark.parametrize("fail", PARTS)
+def test_a_part_fails_for_itself_and_says_why_in_the_log_alone(fail, caplog):
+    page = told("".join(html_page(fail, dict.fromkeys(PARTS, 0))))
+    texts = dict.fromkeys(PARTS, "Ready after 0 s of work.") | {fail: FAILED}
+    parts = [part(name, text) for name, text in texts.items()]
+    assert all(one in page for one in parts)
+    assert len(page) == len(beginning(PARTS) + "".join(parts))
+    assert caplog.messages == [f"html: {fail} failed"]
+    assert "OSError: It cannot be reached." in caplog.text
+
+
+def test_what_a_part_says_is_text():
+    markup = '<img src=x onerror="alert(1)"> & more'
+    page = told("".join(html_page("", {"one": 0}, lambda *_: markup)))
+    assert page == beginning(["one"]) + part(
+        "one", "&lt;img src=x onerror=&#34;alert(1)&#34;&gt; &amp; more"
+    )
+
+
+def test_a_silent_page_looks_for_its_reader_all_the_same():
+    page = html_page("", {"slow": 60})
+    assert next(page) == beginning(["slow"])
+    began = time.monotonic()
+    assert next(page) == "\n"
+    assert time.monotonic() - began < 1
+    page.close()
+
+
+def test_work_and_threads_end_with_the_page(caplog):
+    caplog.set_level("INFO")
+    before = set(threading.enumerate())
+    page = html_page("", {"slow": 60, "slower": 61})
+    next(page)
+    assert len(set(threading.enumerate()) - before) == 2
+    page.close()
+    assert set(threading.enumerate()) <= before
+    assert sorted(caplog.messages) == [
+        "html: slow stopped, nobody waits for it",
+        "html: slower stopped, nobody waits for it",
+    ]
+
+
+def test_headers_let_it_stream_and_only_its_own_script_run(server):
+    digest = hashlib.sha256(SCRIPT.encode()).digest()
+    source = f"'sha256-{base64.b64encode(digest).decode()}'"
+    with server.get("/stream/html") as client:
+        assert client.status == 200
+        assert client.header("Content-Type") == "text/html; charset=utf-8"
+        assert client.header("Cache-Control") == "no-store"
+        assert client.header("X-Accel-Buffering") == "no"
+        policy = client.header("Content-Security-Policy").split("; ")
+    assert "default-src 'none'" in policy
+    assert f"script-src 'self' {source}" in policy
+    assert "unsafe" not in " ".join(policy)
+
+
+def test_page_begins_at_once_and_takes_as_long_as_its_slowest_part(server):
+    texts = READY | {"mail": FAILED}
+    began = time.monotonic()
+    with server.get("/stream/html?fail=mail") as client:
+        chunks = client.chunks()
+        assert next(chunks).decode() == beginning(PARTS)
+        assert time.monotonic() - began < 0.5
+        for name, seconds in {"weather": 1, "mail": 2, "trains": 3}.items():
+            sent = read_until(chunks, b"</script>\n").decode()
+            assert told(sent) == part(name, texts[name])
+            assert seconds <= time.monotonic() - began < seconds + 1
+        assert b"".join(chunks).strip() == b""
+    assert time.monotonic() - began < 4
+
+
+def test_no_other_part_can_fail(server):
+    with server.get("/stream/html?fail=nope") as client:
+        assert client.status == 400
+        assert json.loads(client.read()) == {
+            "error": "fail must be one of trains, weather, mail, not 'nope'."
+        }
+
+
+def has_stopped(server, name: str) -> bool:
+    return server.logged(f"^html: {name} stopped, nobody waits for it$") != []
+
+
+def test_a_reader_that_leaves_stops_the_work(start, command):
+    """And all of it: a page gives its place back once its threads are gone."""
+    server = start(command, FLASK_MAX_STREAMS="1")
+
+    def status() -> int:
+        with server.get("/stream/hello") as client:
+            return client.status
+
+    with server.get("/stream/html") as client:
+        next(client.chunks())
+        assert status() == 503
+    left = time.monotonic()
+    wait_until(lambda: status() == 200)
+    wait_until(
+        lambda: has_stopped(server, "trains") and has_stopped(server, "mail")
+    )
+    assert time.monotonic() - left < STOP_SECONDS
+    assert server.logged("Traceback") == []
+
+
+RECORD = """
+window.seen = [];
+new MutationObserver(() => {
+  const parts = [...document.querySelectorAll("p")];
+  window.seen.push(parts.map((one) => one.id).join(" "));
+}).observe(document, {childList: true, subtree: true});
+"""
+
+
+def ids(parts) -> list[str]:
+    return parts.locator("p").evaluate_all("all => all.map((p) => p.id)")
+
+
+def test_each_part_takes_the_place_kept_for_it(page: Page, lesson_page):
+    page.add_init_script(RECORD)
+    lesson_page("html")
+    requests = []
+    page.on("request", lambda request: requests.append(request))
+    page.get_by_label("What fails").select_option("weather")
+    page.get_by_role("button", name="Start").click()
+    state = page.locator("#state")
+    expect(state).to_have_text("open")
+    expect(state).to_have_text(re.compile(r"^closed after 3\.\d s$"))
+
+    frame = page.frames[-1]
+    steps = [
+        "trains weather mail",
+        "trains weather-part mail",
+        "trains weather-part mail-part",
+        "trains-part weather-part mail-part",
+    ]
+    seen = frame.evaluate("seen")
+    assert [one for one in dict.fromkeys(seen) if one in steps] == steps
+    assert " ".join(ids(frame)) == steps[-1]
+    assert frame.locator("p").all_text_contents() == [
+        f"trains: {READY['trains']}",
+        f"weather: {FAILED}",
+        f"mail: {READY['mail']}",
+    ]
+    documents = [one for one in requests if one.resource_type == "document"]
+    assert [one.url for one in documents] == [frame.url]
+    assert frame.url.endswith("/stream/html?fail=weather")
+
+
+def test_without_javascript_every_part_is_there_to_read(browser, site):
+    with closing(browser.new_context(java_script_enabled=False)) as context:
+        page = context.new_page()
+        page.goto(f"{site.url}/stream/html")
+        assert ids(page) == [
+            *("trains", "weather", "mail"),
+            *("weather-part", "mail-part", "trains-part"),
+        ]
+        for name, text in READY.items():
+            page.get_by_role("link", name=name).click()
+            expect(page.locator("p:target")).to_have_text(f"{name}: {text}")
+
+
+def test_stop_keeps_what_is_there_and_stops_the_work(start, page: Page):
+    server = start("flask run")
+    page.goto(f"{server.url}/demos/html")
+    page.get_by_role("button", name="Start").click()
+    frame = page.frame_locator("#frame")
+    expect(frame.locator("#weather-part")).to_contain_text(READY["weather"])
+    page.get_by_role("button", name="Stop").click()
+    wait_until(lambda: has_stopped(server, "trains"), STOP_SECONDS)
+    assert page.locator("#state").text_content() == "closed"
+    assert ids(frame) == ["trains", "weather-part", "mail"]
+
+
+def test_starting_again_leaves_nothing_for_the_back_button(lesson_page):
+    page = lesson_page("html")
+    entries = page.evaluate("history.length")
+    for fail in ("trains", "weather"):
+        page.get_by_label("What fails").select_option(fail)
+        with page.expect_event(
+            "framenavigated", lambda frame: frame != page.main_frame
+        ) as navigated:
+            page.get_by_role("button", name="Start").click()
+        assert navigated.value.url.endswith(f"/stream/html?fail={fail}")
+    assert page.evaluate("history.length") == entries
