@@ -10,7 +10,7 @@ so a selection stays, and no character of an answer is ever markup. The page
 follows the end of the answer only while you are there.
 
 Try: scroll up, or select some words, while the answer is written. Then press
-Compare, which adds the same tokens in the right way and in the wrong one.
+Compare, which adds the same 5,000 tokens in the right way and in the wrong one.
 
     curl -N "http://127.0.0.1:5000/stream?prompt=How+do+I+reconnect"
 """

@@ -455,7 +455,7 @@ def test_compare_shows_that_rewriting_takes_longer(lesson_page):
     assert appended.startswith("token1 token2 ")
     assert rewritten == appended
     quick, slow = (
-        float(re.fullmatch(r"([\d.]+) ms for [\d,]+ tokens", text)[1])
+        float(re.fullmatch(r"([\d.]+) ms of script for [\d,]+ tokens", text)[1])
         for text in page.locator("#comparison output").all_text_contents()
     )
     assert quick < slow

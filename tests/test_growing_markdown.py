@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growing_markdown import GrowingMarkdown
+from growing_markdown import LANGUAGES, GrowingMarkdown
 from sse import LINE_END
 
 CODE = "```python\ndef f():\n\n    return 1\n```\n"
@@ -216,6 +216,13 @@ def test_a_table_of_too_many_columns_is_text():
     for columns, tag in ((29, "<table>"), (30, "<p>")):
         (block,) = blocks(f"|{'a|' * columns}\n|{'-|' * columns}\n")
         assert block.html.startswith(tag)
+
+
+@pytest.mark.parametrize("language", LANGUAGES.split())
+def test_code_in_each_language_is_coloured(language):
+    (block,) = blocks(f"```{language}\n<?php 'a' # b\n+c\n```\n")
+    assert "<span class=" in block.html
+    assert block.blocked == []
 
 
 def test_long_code_is_coloured_to_its_end_and_stays_the_same():
