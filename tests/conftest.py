@@ -23,7 +23,7 @@ from demos import DEMOS
 from pages import lesson
 
 PROJECT = Path(__file__).parent.parent
-SILENCE_SECONDS = 3
+SILENCE_SECONDS = 2
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 

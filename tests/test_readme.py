@@ -53,10 +53,16 @@ def test_the_lessons_are_listed_in_their_order():
 def test_the_curl_line_of_a_lesson_works_as_written(server, demo):
     need("curl")
     line = lesson(demo).curl.replace("http://127.0.0.1:5000", server.url)
-    curl = subprocess.run(
-        [*shlex.split(line), "--max-time", "2.5", "--silent"],
-        capture_output=True,
+    with subprocess.Popen(
+        [*shlex.split(line), "--silent", "--show-error", "--max-time", "10"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-    )
-    assert re.search(r"^data: .+\n\n|</script>\n", curl.stdout, re.M)
-    assert curl.stderr == ""
+    ) as curl:
+        received = ""
+        while not re.search(r"^data: .+\n\n|</script>\n", received, re.M):
+            line = curl.stdout.readline()
+            assert line, received + curl.stderr.read()
+            received += line
+        curl.terminate()
+        assert curl.stderr.read() == ""

@@ -374,6 +374,15 @@ FAULTS = (
     PAGE_FAULTS | CONNECTION_FAULTS | CUT_FAULTS | EVENT_FAULTS | BYTE_FAULTS
 )
 
+FAULT_OF_EACH_KIND = (
+    "401",
+    "hangs up",
+    "cut, chunked",
+    "broken JSON",
+    "broken compression",
+)
+"""For lessons that leave all faults to what `completion` is tested with."""
+
 HARMLESS = {
     "comments": (b": thinking\n\n", *HELLO),
     "blocks without data": (b"event: ping\n\nid: 7\n\n\n\n", *HELLO),
