@@ -8,8 +8,8 @@ from sse import parse_events
 TYPES = ["thinking", "thinking", "thinking", "thinking", "answer"]
 
 
-def test_thinks_then_answers_with_an_id_on_every_event(server):
-    with server.get("/stream/thinking?question=Why%3F") as client:
+def test_thinks_then_answers_with_an_id_on_every_event(site):
+    with site.get("/stream/thinking?question=Why%3F") as client:
         events = list(parse_events(client.chunks()))
     assert [event.event for event in events] == TYPES
     assert [event.id for event in events] == ["1", "2", "3", "4", "5"]
