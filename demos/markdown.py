@@ -9,9 +9,9 @@ is told, by events of the type `blocked`. Images go too: the address of one can
 carry away what the page knows. The page cleans once more, with `setHTML` where
 the browser has it.
 
-Try: press Attack. Then tick Compare and press Example: beside the blocks the
-whole answer is rendered again at each event, and both sides say how long it
-took them.
+Try: press Attack. Then press Example and, when it is there, Compare: a hundred
+such blocks go in one by one, and beside them by rendering all the answer again
+for each. Both sides say how long it took them.
 
     curl -N "http://127.0.0.1:5000/stream/markdown?prompt=Show+me+Markdown"
 """
