@@ -448,6 +448,7 @@ def test_page_shows_that_the_server_is_lost_and_then_gone(start, page):
 
 def test_compare_shows_that_rewriting_takes_longer(lesson_page):
     page = lesson_page("chat")
+    assert page.locator("#comparison").is_hidden()
     page.get_by_role("button", name="Compare").click()
     appended, rewritten = (
         page.get_by_role("region", name=name).text_content()

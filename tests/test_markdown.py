@@ -244,6 +244,7 @@ def test_page_keeps_the_nodes_of_a_finished_block(online, upstream, page):
 def test_compare_shows_that_rendering_everything_again_takes_longer(quick):
     ask(quick)
     finish(quick)
+    assert quick.locator("#comparison").is_hidden()
     quick.get_by_role("button", name="Compare").click()
     names = ("Block by block", "Everything again")
     texts = [
