@@ -93,8 +93,17 @@ bind = f"127.0.0.1:{settings['RUN_PORT']}"
 # A stream is a greenlet and not a thread: a thousand of them are no burden.
 worker_class = StreamingWorker
 
-# What a lesson remembers, it remembers in its process.
-workers = 1
+# What is published in one process must reach the readers in all of them.
+workers = (os.cpu_count() or 1) if os.environ.get("REDIS_URL") else 1
+
+
+def on_starting(server):
+    if workers == 1:
+        why = "readers share its memory; with REDIS_URL one for each core"
+    else:
+        why = "one for each core; what they publish goes through Redis"
+    server.log.info("Workers: %d (%s)", workers, why)
+
 
 # Beyond the cap on streams there is room for pages, and for saying 503.
 worker_connections = settings["MAX_STREAMS"] + 200

@@ -1,7 +1,8 @@
 """Settings, read at the start from the environment, and checked.
 
 `FLASK_MAX_STREAMS=200` sets MAX_STREAMS, as Flask's own settings are set; the
-OPENAI_ names are those of the official client. This module needs the standard
+OPENAI_ names are those of the official client, REDIS_URL the one that hosts of
+Redis give. This module needs the standard
 library only, so that the serving config checks them before any worker starts.
 """
 
@@ -37,6 +38,7 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, float]:
             allowed = f"{kind} from {lowest} to {highest}"
             raise SystemExit(f"FLASK_{name} must be {allowed}, not {text!r}.")
     _check_upstream(environ)
+    _check_redis(environ)
     return values
 
 
@@ -58,3 +60,24 @@ def _check_upstream(environ: Mapping[str, str]) -> None:
     key = environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise SystemExit("OPENAI_API_KEY must be ASCII, without spaces.")
+
+
+def _check_redis(environ: Mapping[str, str]) -> None:
+    try:
+        url = urlsplit(environ.get("REDIS_URL") or "redis://localhost")
+        usable = (url.query, url.fragment) == ("", "") and (
+            (url.scheme == "unix" and url.path.startswith("/"))
+            or (
+                url.scheme in ("redis", "rediss")
+                and re.fullmatch(r"\S+", url.hostname or "")
+                and re.fullmatch("/?[0-9]{0,6}", url.path)
+                and url.port != 0
+            )
+        )
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SystemExit(
+            "REDIS_URL must be a redis, rediss or unix URL without a query, "
+            "such as redis://localhost:6379/0."
+        )
