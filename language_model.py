@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from http.cookiejar import DefaultCookiePolicy
+from typing import Any
 
 import requests
 import urllib3
@@ -35,6 +36,7 @@ from sse import (
     Event,
     EventTooLarge,
     is_cross_site,
+    json_object,
     keep_alive,
     parse_events,
     parse_object,
@@ -54,6 +56,7 @@ FINISH_SECONDS = 0.2
 """How long the end of a body may take once its last event has come."""
 
 MAX_PROMPT_CHARACTERS = 4000
+MAX_PROMPT_BYTES = 64 * 1024
 
 RECONNECT_MS = 24 * 60 * 60 * 1000
 """The reconnection time of a stream that may cost money. Before its first id a
@@ -88,8 +91,17 @@ class ModelError(Exception):
 
 def query_prompt() -> str:
     """Return the prompt in the request's query; without one, abort with 400."""
-    prompt = request.args.get("prompt", "")
-    if not 1 <= len(prompt) <= MAX_PROMPT_CHARACTERS:
+    return _checked(request.args.get("prompt"))
+
+
+def json_prompt() -> str:
+    """Return the prompt in the request's JSON; without one, abort with 400."""
+    return _checked(json_object(MAX_PROMPT_BYTES).get("prompt"))
+
+
+def _checked(prompt: Any) -> str:
+    is_text = isinstance(prompt, str)
+    if not is_text or not 1 <= len(prompt) <= MAX_PROMPT_CHARACTERS:
         abort(400, f"prompt must have 1 to {MAX_PROMPT_CHARACTERS} characters.")
     return prompt
 

@@ -296,6 +296,22 @@ def json_object(max_bytes: int) -> dict[str, Any]:
     return body
 
 
+def json_text(
+    body: dict[str, Any], name: str, lowest: int, highest: int
+) -> str:
+    """Return a text that is a member of a JSON object.
+
+    Aborts with 400, and a sentence that says what is allowed, for anything that
+    is not a string of `lowest` to `highest` characters.
+    """
+    text = body.get(name)
+    if not isinstance(text, str) or not lowest <= len(text) <= highest:
+        abort(
+            400, f"{name} must be a text of {lowest} to {highest} characters."
+        )
+    return text
+
+
 def body_bytes(max_bytes: int) -> bytes:
     """Return the request's body.
 
