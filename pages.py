@@ -36,7 +36,7 @@ class Lesson(NamedTuple):
     @property
     def stream_path(self) -> str:
         """Path and query of the stream that the curl line asks for."""
-        return re.search(r'http://[^/]+([^\s"]+)', self.curl).group(1)
+        return re.search(r'http://[^/]+([^\s")]+)', self.curl).group(1)
 
     @property
     def stream_body(self) -> str | None:

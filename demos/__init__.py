@@ -5,11 +5,16 @@ from demos import (
     chat,
     clock,
     completion,
+    document,
     hello,
     html,
     markdown,
+    notifications,
     numbers,
     post,
+    prices,
+    progress,
+    resume,
     thinking,
 )
 
@@ -24,4 +29,9 @@ DEMOS = (
     post,
     markdown,
     html,
+    notifications,
+    prices,
+    progress,
+    document,
+    resume,
 )

@@ -50,9 +50,18 @@ async function send() {
   const start = performance.now();
   const seconds = () => `${((performance.now() - start) / 1000).toFixed(3)} s`;
   try {
-    const response = await fetch(path.value, { ...request(), signal });
-    const type = response.headers.get("Content-Type") ?? "no content";
-    addRow(`${seconds()}, status ${response.status}, ${type}`);
+    let response = await fetch(path.value, { ...request(), signal });
+    const tell = () => {
+      const type = response.headers.get("Content-Type") ?? "no content";
+      addRow(`${seconds()}, status ${response.status}, ${type}`);
+    };
+    tell();
+    const place = response.headers.get("Location");
+    if (place) {
+      addRow(`${seconds()}, GET ${place}`);
+      response = await fetch(place, { signal });
+      tell();
+    }
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     const reader = response.body?.getReader();
     for (;;) {

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import redis
 from upstream import HELLO, KEY, Upstream, reserved_port, stream
 
 from app import create_app
@@ -67,7 +68,7 @@ class Server:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("FLASK_", "OPENAI_"))
+            if not name.startswith(("FLASK_", "OPENAI_", "REDIS_"))
         }
         own = {"FLASK_RUN_PORT": str(self.port), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
@@ -161,6 +162,47 @@ class Client:
         self.close()
 
 
+class RedisServer:
+    """A Redis of the tests' own, which forgets nothing when it is killed."""
+
+    def __init__(self, folder: Path):
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [
+                need("redis-server"),
+                *("--port", str(self.port), "--dir", str(self._folder)),
+                *("--appendonly", "yes", "--appendfsync", "always"),
+                *("--save", ""),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        wait_until(self._is_up)
+
+    def _is_up(self) -> bool:
+        try:
+            return self.client().ping()
+        except redis.RedisError:
+            return False
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port)
+
+    def clients(self, other_than: redis.Redis) -> list[dict]:
+        """Return who is connected, but for the one who asks."""
+        own = str(other_than.client_id())
+        return [one for one in other_than.client_list() if one["id"] != own]
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        self.process.wait(10)
+
+
 def open_stream(server: Server, demo: ModuleType) -> Client:
     """Ask for the stream of a lesson as its curl line does."""
     told = lesson(demo)
@@ -168,7 +210,11 @@ def open_stream(server: Server, demo: ModuleType) -> Client:
         return server.get(told.stream_path)
     body = told.stream_body.encode()
     headers = {"Content_Type": "application/json"}
-    return server.post(told.stream_path, body, **headers)
+    answer = server.post(told.stream_path, body, **headers)
+    if answer.status != 202:
+        return answer
+    with answer:
+        return server.get(answer.header("Location"))
 
 
 def media_type(demo: ModuleType) -> str:
@@ -215,9 +261,26 @@ def client(app):
 
 
 @pytest.fixture(autouse=True)
-def _no_upstream(monkeypatch):
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
-        monkeypatch.delenv(name, raising=False)
+def _no_upstream_and_no_redis(monkeypatch):
+    for name in os.environ:
+        if name.startswith(("OPENAI_", "REDIS_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory) -> Iterator[RedisServer]:
+    """A Redis that no test stops."""
+    running = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def own_redis(tmp_path) -> Iterator[RedisServer]:
+    """A Redis for one test, which may stop, kill and restart it."""
+    running = RedisServer(tmp_path)
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,13 @@ from app import app
 from demos import DEMOS
 from sse import Event, EventStream
 
-NAMES = {"sse", "language_model", *(demo.__name__ for demo in DEMOS)}
+NAMES = {
+    "sse",
+    "broker",
+    "background",
+    "language_model",
+    *(demo.__name__ for demo in DEMOS),
+}
 
 
 @app.get("/slow-clean-up")

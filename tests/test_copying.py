@@ -13,6 +13,11 @@ NEEDS = {
     "chat": ["language_model.py"],
     "post": ["static/event-stream.js"],
     "markdown": ["language_model.py", "growing_markdown.py"],
+    "notifications": ["broker.py"],
+    "prices": ["broker.py", "static/chart.js"],
+    "progress": ["broker.py", "background.py"],
+    "document": ["broker.py"],
+    "resume": ["broker.py", "background.py", "language_model.py"],
 }
 APP = """\
 from flask import Flask, send_from_directory

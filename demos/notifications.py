@@ -1,0 +1,44 @@
+"""Notifications: one event for everybody
+
+Whoever sends a notification publishes it in a channel, and every browser that
+reads the channel gets it: the view that posts and the views that stream know
+nothing of each other. Each event has an id, so who was away catches up.
+
+Notice: both lists have a connection of their own and show the same. An event
+`begin` tells the id to go on from before there was any notification. A text
+that is refused is not lost: it stays in its field.
+
+Try: open a second window beside this one, and send from either. Then stop the
+server and start it again: what it held in memory is gone, and an event `reset`
+says so. With Redis nothing would be.
+
+    curl -N http://127.0.0.1:5000/stream/notifications
+"""
+
+from flask import Blueprint, abort, request
+
+from broker import publish, subscribe
+from sse import Event, EventStream, json_object, json_text
+
+LEVELS = ("info", "warning", "alert")
+MAX_CHARACTERS = 500
+MAX_BODY_BYTES = 16 * 1024
+
+bp = Blueprint("notifications", __name__)
+
+
+@bp.post("/notifications")
+def send():
+    body = json_object(MAX_BODY_BYTES)
+    text = json_text(body, "text", 1, MAX_CHARACTERS)
+    level = body.get("level")
+    if level not in LEVELS:
+        abort(400, f"level must be one of {', '.join(LEVELS)}.")
+    id = publish("notifications", Event({"text": text, "level": level}))
+    return {"id": id}, 201
+
+
+@bp.get("/stream/notifications")
+def stream():
+    last_event_id = request.headers.get("Last-Event-ID")
+    return EventStream(subscribe("notifications", last_event_id))
