@@ -6,6 +6,7 @@ import os
 import threading
 from base64 import b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from flask import (
@@ -21,6 +22,7 @@ from flask import (
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 import pages
+from broker import Unavailable, newest
 from demos import DEMOS
 from language_model import has_upstream
 from settings import read_settings
@@ -53,6 +55,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.after_request(add_headers)
     app.register_error_handler(HTTPException, explain)
     limit_streams(app)
+    if os.environ.get("REDIS_URL"):
+        with suppress(Unavailable):  # it may come later; its absence is logged
+            newest("start")
     return app
 
 
@@ -102,14 +107,16 @@ def limit_streams(app: Flask) -> None:
     """Answer 503 while MAX_STREAMS streams are open in this process.
 
     A view called `stream`, and whatever asks the model, takes a place before it
-    does any work, and frees it as soon as its response is closed.
+    does any work, and frees it as soon as its response is closed. To stop an
+    answer is always possible.
     """
     places = threading.BoundedSemaphore(app.config["MAX_STREAMS"])
 
     @app.before_request
     def take_place() -> None:
         view = (request.endpoint or "").rpartition(".")[2]
-        if view == "stream" or request.blueprint in MODEL_LESSONS:
+        asks_model = request.blueprint in MODEL_LESSONS
+        if request.method != "DELETE" and (view == "stream" or asks_model):
             if not places.acquire(blocking=False):
                 raise ServiceUnavailable(
                     "Too many streams are open. Try again in a few seconds.",

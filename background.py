@@ -34,7 +34,6 @@ from broker import (
     forget,
     newest,
     publish,
-    silent_seconds,
     subscribe,
 )
 from sse import KEEP_ALIVE, Event, EventStream, keep_alive
@@ -44,16 +43,17 @@ ENDS = ("finished", "failed")
 MAX_AT_ONCE = 20
 MAX_KEPT = 100
 MAX_EVENTS = 10_000
-"""More are no answer and no progress, and a reader could not have them all."""
+"""What would say more is ended as too long: a late reader needs all of it."""
 
 PULSE_SECONDS = 1
 LOST_SECONDS = 15
 LISTEN_SECONDS = 5
-RETRY_SECONDS = 0.5
+RETRY_SECONDS = 1
+RECONNECT_MS = 3000
 
 WAITING = Event("", event="waiting")
 STOPPED = "It was stopped."
-LOST = "The server that did the work has gone."
+LOST = "Nothing is left of it: the server that worked on it has gone."
 TOO_LONG = "It became too long."
 FAILED = "It failed. The log of the server says why."
 
@@ -61,7 +61,7 @@ GONE = "gone"
 """The last event ID of a reader that was told that there is nothing left."""
 
 logger = logging.getLogger(__name__)
-_places = threading.BoundedSemaphore(MAX_AT_ONCE)
+_slots = threading.BoundedSemaphore(MAX_AT_ONCE)
 _ended: deque[str] = deque()
 
 
@@ -80,7 +80,7 @@ def start(
     Raises ServiceUnavailable (503) while MAX_AT_ONCE are under way in this
     process, and Unavailable without Redis.
     """
-    if not _places.acquire(blocking=False):
+    if not _slots.acquire(blocking=False):
         raise ServiceUnavailable(
             "Too much work is under way. Try again in a few seconds.",
             retry_after=LISTEN_SECONDS,
@@ -94,14 +94,14 @@ def start(
         arguments = (channel, items, last_id)
         threading.Thread(target=_work, args=arguments, daemon=True).start()
     except BaseException:
-        _places.release()
+        _slots.release()
         raise
     return id
 
 
 def accepted(path: str) -> tuple[str, int, dict[str, str]]:
     """Return 202 with the place to follow the work, for a view to return."""
-    url = f"{request.root_url.rstrip('/')}{path}\n"
+    url = f"{request.host_url.rstrip('/')}{path}\n"
     return url, 202, {"Location": path, "Content-Type": "text/plain"}
 
 
@@ -116,10 +116,15 @@ def follow(kind: str, id: str, *, from_newest: bool = False) -> Response:
     """
     channel = f"{kind}:{id}"
     last_event_id = request.headers.get("Last-Event-ID")
-    last = newest(channel)
-    if last_event_id == GONE or (
-        last and last.event in ENDS and last.id == last_event_id
-    ):
+    try:
+        last = newest(channel)
+    except Unavailable:
+        if last_event_id is None:
+            raise
+        # A browser that comes back would take 503 as final: let it come again.
+        return EventStream([], retry=RECONNECT_MS)
+    has_ended = last is not None and last.event in ENDS
+    if last_event_id == GONE or (has_ended and last_event_id == last.id):
         return Response(status=204)
     if last is None and last_event_id is None:
         abort(404, f"{kind} has nothing with the id {id!r}.")
@@ -131,7 +136,7 @@ def follow(kind: str, id: str, *, from_newest: bool = False) -> Response:
         first = [last] if from_newest else []
         last_event_id = last.id if from_newest else BEGIN
     events = subscribe(channel, last_event_id, LISTEN_SECONDS)
-    return EventStream(_until_end(channel, first, events))
+    return EventStream(_until_end(channel, last_event_id, first, events))
 
 
 def stop(kind: str, id: str) -> None:
@@ -144,19 +149,32 @@ def stop(kind: str, id: str) -> None:
 
 
 def _until_end(
-    channel: str, first: list[Event], events: Iterator[Event | bytes]
+    channel: str,
+    last_id: str,
+    first: list[Event],
+    events: Iterator[Event | bytes],
 ) -> Iterator[Event | bytes]:
-    last_id = BEGIN
+    silences = 0
     with closing(events):
         for event in chain(first, events):
             yield event
             if event is KEEP_ALIVE:
-                if silent_seconds(channel) > LOST_SECONDS:
+                silences = silences + 1 if _is_told(channel) else 0
+                if silences * LISTEN_SECONDS >= LOST_SECONDS:
                     _give_up(channel, last_id)
                 continue
             if event.event in ENDS:
                 return
-            last_id = event.id or last_id
+            silences, last_id = 0, event.id
+
+
+def _is_told(channel: str) -> bool:
+    """Tell whether what the work says could be heard now."""
+    try:
+        newest(channel)
+    except Unavailable:
+        return False
+    return True
 
 
 def _give_up(channel: str, last_id: str) -> None:
@@ -183,7 +201,7 @@ def _work(
         with suppress(Unavailable):
             _end(channel, FAILED)
     finally:
-        _places.release()
+        _slots.release()
         _ended.append(channel)
         if len(_ended) > MAX_KEPT:
             with suppress(Unavailable):
@@ -202,6 +220,8 @@ def _publish(channel: str, event: Event, last_id: str) -> str | None:
                 last = newest(channel)
                 if last is None or last.event in ENDS:
                     return None
+                if not last.encode().endswith(event.encode()):
+                    raise RuntimeError("Redis has lost events") from None
                 return last.id  # it had been published, though nobody said so
 
 

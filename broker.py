@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 
@@ -38,13 +38,13 @@ BEGIN = "0-0"
 MAX_EVENTS = 1000
 KEEP_SECONDS = 24 * 60 * 60
 
-RESET = Event("Events before this one are no longer held.", event="reset")
+GAP = "Events before this one are no longer held."
 
 BATCH_EVENTS = 100
 LOAD_SECONDS = 2
 BLOCK_MS = 100
 TIMEOUT_SECONDS = 5
-MAX_BACK_OFF_SECONDS = 5
+MIN_BACK_OFF_SECONDS, MAX_BACK_OFF_SECONDS = 0.1, 5
 MAX_CONNECTIONS = 20
 KEY_PREFIX = "sse:"
 
@@ -115,8 +115,9 @@ def subscribe(
     that id is no longer held, or the reader is so slow that the channel has
     moved past it, an event `reset` tells that there is a gap, and it goes on
     with all that is held. Without an id it begins with the next event: whatever
-    is published after this call. So that a connection that is lost before that
-    loses nothing either, an event `begin` then tells the id to go on from.
+    is published after this call or, if Redis is away now, after it is back. An
+    event `begin` then tells the id to go on from, so that a connection that is
+    lost before the next event loses nothing either; `reset` has such an id too.
 
     Whenever no event came for `keep_alive_seconds`, by default the app's
     KEEP_ALIVE_SECONDS, it yields a comment. Also while Redis is away: when it
@@ -145,14 +146,6 @@ def forget(channel: str) -> None:
     _broker().forget(channel)
 
 
-def silent_seconds(channel: str) -> float:
-    """Return for how long no event came to the readers of this process.
-
-    While Redis is away, nobody can say, and it is 0.
-    """
-    return _broker().silent_seconds(channel)
-
-
 class _PublishedEvent(Event):
     """An event with its id, encoded once however many receive it."""
 
@@ -174,15 +167,12 @@ class _Log:
         self.events: deque[_PublishedEvent] = deque()
         self.first = 0  # the number of the first event that is held
         self.before = BEGIN  # the id of the event before it
-        self.heard_at = time.monotonic()
-        self.loaded = threading.Event()
+        self.newest_id = BEGIN
+        self.used_at = time.monotonic()
         self.grown = threading.Event()
         self.lock = threading.Lock()
         self.readers = 0
-
-    @property
-    def newest_id(self) -> str:
-        return self.events[-1].id if self.events else self.before
+        self.is_copied = False
 
     def append(
         self, event: _PublishedEvent, previous: str, max_events: int
@@ -192,16 +182,24 @@ class _Log:
         """
         with self.lock:
             if previous != self.newest_id:
-                self.first += len(self.events) + 1
-                self.events.clear()
-                self.before = previous
+                self._clear(previous)
             self.events.append(event)
+            self.newest_id = event.id
             while len(self.events) > max_events:
                 self.before = self.events.popleft().id
                 self.first += 1
-            self.heard_at = time.monotonic()
+            self.used_at = time.monotonic()
             grown, self.grown = self.grown, threading.Event()
         grown.set()
+
+    def clear(self) -> None:
+        with self.lock:
+            self._clear(BEGIN)
+
+    def _clear(self, newest_id: str) -> None:
+        self.first += len(self.events) + 1  # behind it is who has had all
+        self.events.clear()
+        self.before = self.newest_id = newest_id
 
     def number_after(self, id: str) -> int | None:
         """Return the number of the event after that id, None if unknown."""
@@ -219,13 +217,13 @@ class _Log:
         number = self.number_after(last_event_id)
         while True:
             with self.lock:
-                grown, first = self.grown, self.first
+                grown, first, before = self.grown, self.first, self.before
                 has_gap = number is None or number < first
                 number = first if has_gap else number
                 start = number - first
                 events = list(islice(self.events, start, start + BATCH_EVENTS))
             if has_gap:
-                yield RESET
+                yield Event(GAP, event="reset", id=before)
             yield from events
             number += len(events)
             if not events and not grown.wait(keep_alive_seconds):
@@ -244,7 +242,7 @@ class _MemoryBroker:
     ) -> str:
         with self._lock:
             self._forget_old()
-            log = self._logs.get(channel) or self._new_log()
+            log = self._logs.get(channel) or _Log()
             previous = log.newest_id
             if after is not None and after != previous:
                 raise Conflict
@@ -260,11 +258,9 @@ class _MemoryBroker:
 
     def forget(self, channel: str) -> None:
         with self._lock:
-            self._logs.pop(channel, None)
-
-    def silent_seconds(self, channel: str) -> float:
-        log = self._logs.get(channel)
-        return time.monotonic() - log.heard_at if log else 0
+            if log := self._logs.get(channel):
+                log.clear()
+                self._drop_if_unused(channel, log)
 
     def subscribe(
         self,
@@ -273,43 +269,44 @@ class _MemoryBroker:
         keep_alive_seconds: float,
     ) -> Iterator[Event | bytes | None]:
         with self._opened(channel) as log:
-            is_placed = log.loaded.wait(LOAD_SECONDS)
+            known = self._known(log, last_event_id)
+            in_time = known.wait(LOAD_SECONDS)
             place = log.newest_id
             yield None
-            while not log.loaded.wait(keep_alive_seconds):
+            while not known.wait(keep_alive_seconds):
                 yield KEEP_ALIVE
             if last_event_id is None:
-                last_event_id = place if is_placed else log.newest_id
+                last_event_id = place if in_time else log.newest_id
                 yield Event(last_event_id, event="begin", id=last_event_id)
             yield from log.read_after(last_event_id, keep_alive_seconds)
 
     @contextmanager
     def _opened(self, channel: str) -> Iterator[_Log]:
         with self._lock:
-            if channel not in self._logs:
-                self._logs[channel] = self._new_log()
-            log = self._logs[channel]
+            log = self._logs.setdefault(channel, _Log())
             log.readers += 1
         try:
             yield log
         finally:
             with self._lock:
                 log.readers -= 1
-                if self._is_done_with(log) and self._logs.get(channel) is log:
-                    del self._logs[channel]
+                log.used_at = time.monotonic()
+                self._drop_if_unused(channel, log)
 
-    def _new_log(self) -> _Log:
-        log = _Log()
-        log.loaded.set()
-        return log
+    def _known(self, log: _Log, id: str | None) -> threading.Event:
+        """Return what is set when the log is able to tell where an id is."""
+        known = threading.Event()
+        known.set()
+        return known
 
-    def _is_done_with(self, log: _Log) -> bool:
-        return not log.readers and not log.events
+    def _drop_if_unused(self, channel: str, log: _Log) -> None:
+        if not log.readers and not log.events:
+            del self._logs[channel]
 
     def _forget_old(self) -> None:
         oldest = time.monotonic() - KEEP_SECONDS
         for channel, log in list(self._logs.items()):
-            if not log.readers and log.heard_at < oldest:
+            if not log.readers and log.used_at < oldest:
                 del self._logs[channel]
 
 
@@ -317,43 +314,63 @@ class _RedisBroker(_MemoryBroker):
     """The channels of all processes that use one Redis.
 
     A channel that has readers here is copied from there into memory, event by
-    event, by one thread and over one connection for all channels.
+    event, by one thread for all channels.
     """
 
     def __init__(self, url: str):
         super().__init__()
-        self._url = url
-        self._redis = _connected_to(url, MAX_CONNECTIONS)
-        self._is_copying = False
-        self._copied_since = None
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=TIMEOUT_SECONDS,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            # A publish that is tried again could come twice.
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._redis = redis.Redis.from_pool(pool)
         self._script = self._redis.register_script(PUBLISH)
+        self._asked: list[threading.Event] = []
+        self._is_copying = False
+        self._is_away = False
 
     def publish(
         self, channel: str, lines: bytes, after: str | None, max_events: int
     ) -> str:
         arguments = [lines, after or "", max_events, KEEP_SECONDS]
-        with _available():
+        with self._available():
             id = self._script([KEY_PREFIX + channel], arguments)
         if id is None:
             raise Conflict
         return id.decode()
 
     def newest(self, channel: str) -> Event | None:
-        with _available():
+        with self._available():
             entries = self._redis.xrevrange(KEY_PREFIX + channel, count=1)
         for id, fields in entries:
             return _PublishedEvent(id.decode(), fields[b"lines"])
         return None
 
     def forget(self, channel: str) -> None:
-        with _available():
+        with self._available():
             self._redis.delete(KEY_PREFIX + channel)
 
-    def silent_seconds(self, channel: str) -> float:
-        log, since = self._logs.get(channel), self._copied_since
-        if log is None or since is None:
-            return 0
-        return time.monotonic() - max(log.heard_at, since)
+    @contextmanager
+    def _available(self) -> Iterator[None]:
+        """Turn the errors of Redis into one, and tell the log of them."""
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if not self._is_away:
+                logger.warning("Redis is away: %s", error)
+            self._is_away = True
+            raise Unavailable from None
+        except redis.RedisError as error:
+            logger.warning("Redis refuses: %s", error)
+            raise Unavailable from None
+        if self._is_away:
+            logger.warning("Redis is back.")
+        self._is_away = False
 
     @contextmanager
     def _opened(self, channel: str) -> Iterator[_Log]:
@@ -364,80 +381,59 @@ class _RedisBroker(_MemoryBroker):
                 threading.Thread(target=self._copy, daemon=True).start()
             yield log
 
-    def _new_log(self) -> _Log:
-        return _Log()
+    def _known(self, log: _Log, id: str | None) -> threading.Event:
+        known = threading.Event()
+        if log.is_copied and (id is None or log.number_after(id) is not None):
+            known.set()
+        else:  # it may be newer than the copy: look again
+            with self._lock:
+                self._asked.append(known)
+        return known
 
-    def _is_done_with(self, log: _Log) -> bool:
-        return not log.readers
+    def _drop_if_unused(self, channel: str, log: _Log) -> None:
+        if not log.readers:
+            del self._logs[channel]
 
     def _copy(self) -> None:
         """Copy as long as there are readers, whatever happens to Redis."""
-        failures = 0
-        with closing(_connected_to(self._url, 1)) as connection:
-            while logs := self._logs_to_copy():
-                try:
-                    _copy_once(connection, logs)
-                except Exception as error:  # without a copy all would wait
-                    if not failures:
-                        logger.warning("Redis is away: %s", error)
-                    failures += 1
-                    self._copied_since = None
-                    longest = min(0.1 * 2**failures, MAX_BACK_OFF_SECONDS)
-                    time.sleep(longest * random.uniform(0.5, 1))
-                    continue
-                if self._copied_since is None:
-                    self._copied_since = time.monotonic()
-                if failures:
-                    logger.warning("Redis is back.")
-                failures = 0
+        back_off = MIN_BACK_OFF_SECONDS
+        while True:
+            with self._lock:
+                logs, asked = dict(self._logs), list(self._asked)
+                self._is_copying = bool(logs)
+                if not self._is_copying:
+                    self._asked.clear()
+                    return
+            try:
+                with self._available():
+                    self._copy_once(logs, block=None if asked else BLOCK_MS)
+            except Exception as error:  # without a copy all would wait for ever
+                if not isinstance(error, Unavailable):
+                    logger.exception("Redis holds what is no event")
+                time.sleep(back_off * random.uniform(0.5, 1))
+                back_off = min(2 * back_off, MAX_BACK_OFF_SECONDS)
+                continue
+            back_off = MIN_BACK_OFF_SECONDS
+            with self._lock:
+                del self._asked[: len(asked)]
+            for known in asked:
+                known.set()
 
-    def _logs_to_copy(self) -> dict[str, _Log]:
-        with self._lock:
-            self._is_copying = bool(self._logs)
-            return dict(self._logs)
-
-
-def _copy_once(connection: redis.Redis, logs: dict[str, _Log]) -> None:
-    """Copy what is new, or wait for it for a moment: logs come and go."""
-    places = {
-        KEY_PREFIX + channel: log.newest_id for channel, log in logs.items()
-    }
-    is_new = not all(log.loaded.is_set() for log in logs.values())
-    block = None if is_new else BLOCK_MS
-    for key, entries in connection.xread(places, block=block):
-        log = logs[key.decode().removeprefix(KEY_PREFIX)]
-        for id, fields in entries:
-            log.append(
-                _PublishedEvent(id.decode(), fields[b"lines"]),
-                fields[b"previous"].decode(),
-                int(fields[b"max_events"]),
-            )
-    for log in logs.values():
-        log.loaded.set()
-
-
-def _connected_to(url: str, max_connections: int) -> redis.Redis:
-    """Return a client of Redis. It tries once: a publish that is tried again
-    could come twice.
-    """
-    pool = redis.BlockingConnectionPool.from_url(
-        url,
-        max_connections=max_connections,
-        timeout=TIMEOUT_SECONDS,
-        socket_timeout=TIMEOUT_SECONDS,
-        socket_connect_timeout=TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-    )
-    return redis.Redis.from_pool(pool)
-
-
-@contextmanager
-def _available() -> Iterator[None]:
-    try:
-        yield
-    except redis.RedisError as error:
-        logger.warning("Redis is away: %s", error)
-        raise Unavailable from None
+    def _copy_once(self, logs: dict[str, _Log], block: int | None) -> None:
+        """Copy what is new; wait for it at most `block` ms, None for not."""
+        places = {
+            KEY_PREFIX + channel: log.newest_id for channel, log in logs.items()
+        }
+        for key, entries in self._redis.xread(places, block=block):
+            log = logs[key.decode().removeprefix(KEY_PREFIX)]
+            for id, fields in entries:
+                log.append(
+                    _PublishedEvent(id.decode(), fields[b"lines"]),
+                    fields[b"previous"].decode(),
+                    int(fields[b"max_events"]),
+                )
+        for log in logs.values():
+            log.is_copied = True
 
 
 def _id_after(id: str) -> str:
@@ -447,10 +443,10 @@ def _id_after(id: str) -> str:
     return f"{now}-0" if now > ms else f"{ms}-{number + 1}"
 
 
+_memory_broker = _MemoryBroker()
+_redis_broker = cache(_RedisBroker)
+
+
 def _broker() -> _MemoryBroker:
-    return _broker_at(os.environ.get("REDIS_URL", ""))
-
-
-@cache
-def _broker_at(url: str) -> _MemoryBroker:
-    return _RedisBroker(url) if url else _MemoryBroker()
+    url = os.environ.get("REDIS_URL")
+    return _redis_broker(url) if url else _memory_broker

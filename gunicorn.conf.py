@@ -94,15 +94,16 @@ bind = f"127.0.0.1:{settings['RUN_PORT']}"
 worker_class = StreamingWorker
 
 # What is published in one process must reach the readers in all of them.
-workers = (os.cpu_count() or 1) if os.environ.get("REDIS_URL") else 1
+has_redis = bool(os.environ.get("REDIS_URL"))
+workers = os.cpu_count() if has_redis else 1
 
 
 def on_starting(server):
-    if workers == 1:
-        why = "readers share its memory; with REDIS_URL one for each core"
+    if has_redis:
+        why = "one for each core, because they share a Redis"
     else:
-        why = "one for each core; what they publish goes through Redis"
-    server.log.info("Workers: %d (%s)", workers, why)
+        why = "more would not share what is published: set REDIS_URL for that"
+    server.log.info("Workers: %d (%s)", server.cfg.workers, why)
 
 
 # Beyond the cap on streams there is room for pages, and for saying 503.

@@ -6,8 +6,8 @@ the version of the document: its ETag.
 
 Notice: a write says in If-Match which version it started from. If somebody else
 was faster, that is not the version any more: the answer is 412, nothing is
-overwritten, and the page shows both texts. To compare and to publish is one
-step, so that of two who write at once only one can win.
+overwritten, and the page shows both texts. The server compares and publishes in
+one step: when two people write at once, one of them wins.
 
 Try: in two windows, change the text in both, then save in both.
 
@@ -25,7 +25,7 @@ from sse import Event, EventStream, json_object, json_text
 HISTORY_EVENTS = 20
 MAX_CHARACTERS = 2000
 MAX_AUTHOR_CHARACTERS = 40
-MAX_BODY_BYTES = 16 * 1024
+MAX_BODY_BYTES = 32 * 1024
 
 bp = Blueprint("document", __name__)
 

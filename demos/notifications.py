@@ -4,9 +4,9 @@ Whoever sends a notification publishes it in a channel, and every browser that
 reads the channel gets it: the view that posts and the views that stream know
 nothing of each other. Each event has an id, so who was away catches up.
 
-Notice: both lists have a connection of their own and show the same. An event
-`begin` tells the id to go on from before there was any notification. A text
-that is refused is not lost: it stays in its field.
+Notice: both lists have a connection of their own and show the same. The first
+event, `begin`, carries an id, so that a connection that is lost before the
+first notification loses none. A text that is refused stays in its field.
 
 Try: open a second window beside this one, and send from either. Then stop the
 server and start it again: what it held in memory is gone, and an event `reset`

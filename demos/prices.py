@@ -2,14 +2,16 @@
 
 The prices move twenty times a second, and all who watch see the same ones. A
 reader begins with the history that the channel holds, and then gets the prices
-at most every `interval`: who asks for less is sent less.
+at most every `interval`: an id begins with a time, and what comes too early is
+left out.
 
-Notice: in each process that has readers a thread makes prices, but never two at
-once. It publishes a step only if nobody else has, by naming the event that the
-step comes after. All but one get a conflict, and go on from that one.
+Notice: every process with readers has a thread that makes prices. A step names
+the event that it comes after, so of two threads only the first succeeds; the
+other goes on from what that one published. A full history begins with `reset`,
+because the first prices of all are no longer held.
 
 Try: open a second window, and set its interval to 0.05 and this one's to 2. The
-lines are the same. Then reload: the chart is full from the start.
+lines are the same. After a minute press Start again: the chart is full at once.
 
     curl -N "http://127.0.0.1:5000/stream/prices?interval=2"
 """
@@ -17,7 +19,8 @@ lines are the same. Then reload: the chart is full from the start.
 import json
 import random
 import threading
-from contextlib import contextmanager, suppress
+import time
+from contextlib import closing, contextmanager
 from types import SimpleNamespace
 
 from flask import Blueprint, request
@@ -57,19 +60,27 @@ def opened_market():
 
 def run_market():
     prices, last_id = OPENING, BEGIN
-    for event in subscribe("prices", BEGIN, STEP_SECONDS):
-        with market.lock:
-            market.is_open = market.watchers > 0
-            if not market.is_open:
-                return
-        if event is KEEP_ALIVE:  # for a whole step nobody has published
-            step = Event(moved(prices))
-            with suppress(Conflict, Unavailable):
-                publish(
-                    "prices", step, after=last_id, max_events=HISTORY_EVENTS
-                )
-        elif event.id:
-            prices, last_id = json.loads(event.data), event.id
+    with closing(subscribe("prices", BEGIN, STEP_SECONDS)) as events:
+        for event in events:
+            with market.lock:
+                market.is_open = market.watchers > 0
+                if not market.is_open:
+                    return
+            if event is KEEP_ALIVE:  # for a whole step nobody has published
+                publish_after(last_id, moved(prices))
+            elif event.event == "message":
+                prices, last_id = json.loads(event.data), event.id
+
+
+def publish_after(last_id, prices):
+    try:
+        publish(
+            "prices", Event(prices), after=last_id, max_events=HISTORY_EVENTS
+        )
+    except Conflict:
+        pass  # somebody else was faster, and all go on from there
+    except Unavailable:
+        time.sleep(INTERVAL_SECONDS)
 
 
 def moved(prices, factor=lambda: random.gauss(1, 0.001)):
@@ -78,10 +89,10 @@ def moved(prices, factor=lambda: random.gauss(1, 0.001)):
 
 def watch(events, interval):
     due = 0
-    with opened_market():
+    with opened_market(), closing(events):
         for event in events:
-            if event is not KEEP_ALIVE and event.id:
-                at = int(event.id.split("-")[0]) / 1000  # ids begin with a time
+            if event is not KEEP_ALIVE and event.event == "message":
+                at = int(event.id.split("-")[0]) / 1000
                 if at < due:
                     continue
                 due = at + interval - STEP_SECONDS / 2
