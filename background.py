@@ -47,8 +47,9 @@ MAX_EVENTS = 10_000
 
 PULSE_SECONDS = 1
 LOST_SECONDS = 15
-LISTEN_SECONDS = 5
+LISTEN_SECONDS = 2
 RETRY_SECONDS = 1
+RETRY_AFTER_SECONDS = 5
 RECONNECT_MS = 3000
 
 WAITING = Event("", event="waiting")
@@ -63,6 +64,8 @@ GONE = "gone"
 logger = logging.getLogger(__name__)
 _slots = threading.BoundedSemaphore(MAX_AT_ONCE)
 _ended: deque[str] = deque()
+_interrupts: dict[str, Callable[[], object]] = {}
+_newest_seen: dict[str, tuple[str, float]] = {}  # its id, and since when
 
 
 def start(
@@ -83,7 +86,7 @@ def start(
     if not _slots.acquire(blocking=False):
         raise ServiceUnavailable(
             "Too much work is under way. Try again in a few seconds.",
-            retry_after=LISTEN_SECONDS,
+            retry_after=RETRY_AFTER_SECONDS,
         )
     try:
         id = secrets.token_urlsafe(12)
@@ -91,6 +94,7 @@ def start(
         begun = Event("", event="started")
         last_id = publish(channel, begun, max_events=MAX_EVENTS)
         items = keep_alive(events, PULSE_SECONDS, interrupt=interrupt)
+        _interrupts[channel] = interrupt
         arguments = (channel, items, last_id)
         threading.Thread(target=_work, args=arguments, daemon=True).start()
     except BaseException:
@@ -144,7 +148,14 @@ def stop(kind: str, id: str) -> None:
 
     Aborts with 404 for an unknown id. Raises Unavailable without Redis.
     """
-    if not _end(f"{kind}:{id}", STOPPED):
+    channel = f"{kind}:{id}"
+    try:
+        is_known = _end(channel, STOPPED)
+    except Unavailable:
+        if channel in _interrupts:  # what costs money must end all the same
+            _interrupts[channel]()
+        raise
+    if not is_known:
         abort(404, f"{kind} has nothing with the id {id!r}.")
 
 
@@ -154,27 +165,38 @@ def _until_end(
     first: list[Event],
     events: Iterator[Event | bytes],
 ) -> Iterator[Event | bytes]:
-    silences = 0
+    _silent_seconds(channel)
     with closing(events):
         for event in chain(first, events):
             yield event
             if event is KEEP_ALIVE:
-                silences = silences + 1 if _is_told(channel) else 0
-                if silences * LISTEN_SECONDS >= LOST_SECONDS:
+                if _silent_seconds(channel) > LOST_SECONDS:
                     _give_up(channel, last_id)
                 continue
             if event.event in ENDS:
                 return
-            silences, last_id = 0, event.id
+            last_id = event.id
 
 
-def _is_told(channel: str) -> bool:
-    """Tell whether what the work says could be heard now."""
+def _silent_seconds(channel: str) -> float:
+    """Return for how long the newest event has been the newest, seen from here.
+
+    While Redis is away nobody can say, and it is 0. It is kept for all readers:
+    one whose connection is lost every few seconds must learn of it, too.
+    """
     try:
-        newest(channel)
+        last = newest(channel)
     except Unavailable:
-        return False
-    return True
+        _newest_seen.clear()
+        return 0
+    last_id = last.id if last else BEGIN
+    if len(_newest_seen) > MAX_EVENTS:
+        _newest_seen.clear()
+    seen_id, since = _newest_seen.get(channel, (None, 0))
+    if seen_id != last_id:
+        since = time.monotonic()
+        _newest_seen[channel] = (last_id, since)
+    return time.monotonic() - since
 
 
 def _give_up(channel: str, last_id: str) -> None:
@@ -202,6 +224,7 @@ def _work(
             _end(channel, FAILED)
     finally:
         _slots.release()
+        del _interrupts[channel]
         _ended.append(channel)
         if len(_ended) > MAX_KEPT:
             with suppress(Unavailable):

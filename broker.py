@@ -43,6 +43,7 @@ GAP = "Events before this one are no longer held."
 BATCH_EVENTS = 100
 LOAD_SECONDS = 2
 BLOCK_MS = 100
+CHECK_SECONDS = 1
 TIMEOUT_SECONDS = 5
 MIN_BACK_OFF_SECONDS, MAX_BACK_OFF_SECONDS = 0.1, 5
 MAX_CONNECTIONS = 20
@@ -195,6 +196,8 @@ class _Log:
     def clear(self) -> None:
         with self.lock:
             self._clear(BEGIN)
+            grown, self.grown = self.grown, threading.Event()
+        grown.set()
 
     def _clear(self, newest_id: str) -> None:
         self.first += len(self.events) + 1  # behind it is who has had all
@@ -333,6 +336,7 @@ class _RedisBroker(_MemoryBroker):
         self._asked: list[threading.Event] = []
         self._is_copying = False
         self._is_away = False
+        self._refusal = None
 
     def publish(
         self, channel: str, lines: bytes, after: str | None, max_events: int
@@ -340,6 +344,7 @@ class _RedisBroker(_MemoryBroker):
         arguments = [lines, after or "", max_events, KEEP_SECONDS]
         with self._available():
             id = self._script([KEY_PREFIX + channel], arguments)
+        self._refusal = None
         if id is None:
             raise Conflict
         return id.decode()
@@ -357,7 +362,7 @@ class _RedisBroker(_MemoryBroker):
 
     @contextmanager
     def _available(self) -> Iterator[None]:
-        """Turn the errors of Redis into one, and tell the log of them."""
+        """Turn the errors of Redis into one, and log each trouble once."""
         try:
             yield
         except (redis.ConnectionError, redis.TimeoutError) as error:
@@ -366,7 +371,9 @@ class _RedisBroker(_MemoryBroker):
             self._is_away = True
             raise Unavailable from None
         except redis.RedisError as error:
-            logger.warning("Redis refuses: %s", error)
+            if str(error) != self._refusal:
+                logger.warning("Redis refuses: %s", error)
+            self._refusal = str(error)
             raise Unavailable from None
         if self._is_away:
             logger.warning("Redis is back.")
@@ -396,7 +403,7 @@ class _RedisBroker(_MemoryBroker):
 
     def _copy(self) -> None:
         """Copy as long as there are readers, whatever happens to Redis."""
-        back_off = MIN_BACK_OFF_SECONDS
+        back_off, checked_at = MIN_BACK_OFF_SECONDS, 0
         while True:
             with self._lock:
                 logs, asked = dict(self._logs), list(self._asked)
@@ -406,10 +413,14 @@ class _RedisBroker(_MemoryBroker):
                     return
             try:
                 with self._available():
+                    if time.monotonic() - checked_at > CHECK_SECONDS:
+                        self._drop_what_is_lost(logs)
+                        checked_at = time.monotonic()
                     self._copy_once(logs, block=None if asked else BLOCK_MS)
             except Exception as error:  # without a copy all would wait for ever
                 if not isinstance(error, Unavailable):
                     logger.exception("Redis holds what is no event")
+                checked_at = 0
                 time.sleep(back_off * random.uniform(0.5, 1))
                 back_off = min(2 * back_off, MAX_BACK_OFF_SECONDS)
                 continue
@@ -418,6 +429,18 @@ class _RedisBroker(_MemoryBroker):
                 del self._asked[: len(asked)]
             for known in asked:
                 known.set()
+
+    def _drop_what_is_lost(self, logs: dict[str, _Log]) -> None:
+        """Clear the copy of what Redis has forgotten, or was made to forget: it
+        may give lower ids from now on, which nobody who waits would see.
+        """
+        pipeline = self._redis.pipeline(transaction=False)
+        for channel in logs:
+            pipeline.xrevrange(KEY_PREFIX + channel, count=1)
+        for log, entries in zip(logs.values(), pipeline.execute(), strict=True):
+            newest_id = entries[0][0].decode() if entries else BEGIN
+            if _parts(newest_id) < _parts(log.newest_id):
+                log.clear()
 
     def _copy_once(self, logs: dict[str, _Log], block: int | None) -> None:
         """Copy what is new; wait for it at most `block` ms, None for not."""
@@ -436,9 +459,14 @@ class _RedisBroker(_MemoryBroker):
             log.is_copied = True
 
 
+def _parts(id: str) -> tuple[int, int]:
+    ms, number = id.split("-")
+    return int(ms), int(number)
+
+
 def _id_after(id: str) -> str:
     """Return a new id in the way of Redis: a time in ms, and a number."""
-    ms, number = map(int, id.split("-"))
+    ms, number = _parts(id)
     now = time.time_ns() // 1_000_000
     return f"{now}-0" if now > ms else f"{ms}-{number + 1}"
 

@@ -64,11 +64,13 @@ def _check_upstream(environ: Mapping[str, str]) -> None:
 
 def _check_redis(environ: Mapping[str, str]) -> None:
     try:
-        url = urlsplit(environ.get("REDIS_URL") or "redis://localhost")
+        text = environ.get("REDIS_URL") or "redis://localhost"
+        url = urlsplit(text)
+        (url.hostname or "").encode("idna")
         usable = (url.query, url.fragment) == ("", "") and (
-            (url.scheme == "unix" and url.path.startswith("/"))
+            text.startswith("unix:///")
             or (
-                url.scheme in ("redis", "rediss")
+                text.startswith(("redis://", "rediss://"))
                 and re.fullmatch(r"\S+", url.hostname or "")
                 and re.fullmatch("/?[0-9]{0,6}", url.path)
                 and url.port != 0

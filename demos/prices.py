@@ -1,9 +1,8 @@
 """Prices: one market for everybody
 
 The prices move twenty times a second, and all who watch see the same ones. A
-reader begins with the history that the channel holds, and then gets the prices
-at most every `interval`: an id begins with a time, and what comes too early is
-left out.
+reader begins with the history that the channel holds, and gets of every step or
+only of every n-th, as its `interval` asks: who asks for less is sent less.
 
 Notice: every process with readers has a thread that makes prices. A step names
 the event that it comes after, so of two threads only the first succeeds; the
@@ -68,8 +67,10 @@ def run_market():
                     return
             if event is KEEP_ALIVE:  # for a whole step nobody has published
                 publish_after(last_id, moved(prices))
-            elif event.event == "message":
-                prices, last_id = json.loads(event.data), event.id
+                continue
+            last_id = event.id
+            if event.event == "message":
+                prices = json.loads(event.data)
 
 
 def publish_after(last_id, prices):
@@ -88,12 +89,11 @@ def moved(prices, factor=lambda: random.gauss(1, 0.001)):
 
 
 def watch(events, interval):
-    due = 0
+    every, steps = max(1, round(interval / STEP_SECONDS)), 0
     with opened_market(), closing(events):
         for event in events:
             if event is not KEEP_ALIVE and event.event == "message":
-                at = int(event.id.split("-")[0]) / 1000
-                if at < due:
+                steps, left_out = steps + 1, steps % every
+                if left_out:
                     continue
-                due = at + interval - STEP_SECONDS / 2
             yield event
