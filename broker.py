@@ -53,7 +53,7 @@ PUBLISH = """
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local previous = newest and newest[1] or '0-0'
 local lines, after, max_events, seconds = unpack(ARGV)
-if after ~= '' and after ~= previous then return false end
+if after ~= '*' and after ~= previous then return false end
 local id = redis.call('XADD', KEYS[1], 'MAXLEN', max_events, '*',
     'lines', lines, 'previous', previous, 'max_events', max_events)
 redis.call('EXPIRE', KEYS[1], seconds)
@@ -239,6 +239,7 @@ class _MemoryBroker:
     def __init__(self):
         self._logs: dict[str, _Log] = {}
         self._lock = threading.Lock()
+        self._newest_id = BEGIN  # of all channels
 
     def publish(
         self, channel: str, lines: bytes, after: str | None, max_events: int
@@ -249,7 +250,8 @@ class _MemoryBroker:
             previous = log.newest_id
             if after is not None and after != previous:
                 raise Conflict
-            event = _PublishedEvent(_id_after(previous), lines)
+            self._newest_id = _id_after(self._newest_id)
+            event = _PublishedEvent(self._newest_id, lines)
             self._logs[channel] = log
             log.append(event, previous, max_events)
         return event.id
@@ -341,7 +343,12 @@ class _RedisBroker(_MemoryBroker):
     def publish(
         self, channel: str, lines: bytes, after: str | None, max_events: int
     ) -> str:
-        arguments = [lines, after or "", max_events, KEEP_SECONDS]
+        arguments = [
+            lines,
+            "*" if after is None else after,
+            max_events,
+            KEEP_SECONDS,
+        ]
         with self._available():
             id = self._script([KEY_PREFIX + channel], arguments)
         self._refusal = None
@@ -358,7 +365,8 @@ class _RedisBroker(_MemoryBroker):
 
     def forget(self, channel: str) -> None:
         with self._available():
-            self._redis.delete(KEY_PREFIX + channel)
+            # Not deleted: it must not give the same ids again.
+            self._redis.xtrim(KEY_PREFIX + channel, 0, approximate=False)
 
     @contextmanager
     def _available(self) -> Iterator[None]:
@@ -414,7 +422,7 @@ class _RedisBroker(_MemoryBroker):
             try:
                 with self._available():
                     if time.monotonic() - checked_at > CHECK_SECONDS:
-                        self._drop_what_is_lost(logs)
+                        self._check(logs)
                         checked_at = time.monotonic()
                     self._copy_once(logs, block=None if asked else BLOCK_MS)
             except Exception as error:  # without a copy all would wait for ever
@@ -430,33 +438,49 @@ class _RedisBroker(_MemoryBroker):
             for known in asked:
                 known.set()
 
-    def _drop_what_is_lost(self, logs: dict[str, _Log]) -> None:
-        """Clear the copy of what Redis has forgotten, or was made to forget: it
-        may give lower ids from now on, which nobody who waits would see.
+    def _copy_once(self, logs: dict[str, _Log], block: int | None) -> None:
+        """Copy what is new; wait for it at most `block` ms, None for not."""
+        places = {
+            KEY_PREFIX + name: log.newest_id for name, log in logs.items()
+        }
+        for key, entries in self._redis.xread(places, block=block):
+            name = key.decode().removeprefix(KEY_PREFIX)
+            if _previous(entries[0]) == logs[name].newest_id:
+                _append(entries, logs[name])
+            else:  # there is a gap
+                self._copy_anew(name, logs[name])
+        for log in logs.values():
+            log.is_copied = True
+
+    def _copy_anew(self, channel: str, log: _Log) -> None:
+        entries = self._redis.xrange(KEY_PREFIX + channel)
+        if entries:
+            _append(entries, log)
+        else:
+            log.clear()
+
+    def _check(self, logs: dict[str, _Log]) -> None:
+        """Copy anew what Redis has lost: it may give lower ids from now on, and
+        who waits for higher ones would not see them.
         """
         pipeline = self._redis.pipeline(transaction=False)
         for channel in logs:
             pipeline.xrevrange(KEY_PREFIX + channel, count=1)
-        for log, entries in zip(logs.values(), pipeline.execute(), strict=True):
+        for channel, entries in zip(logs, pipeline.execute(), strict=True):
             newest_id = entries[0][0].decode() if entries else BEGIN
-            if _parts(newest_id) < _parts(log.newest_id):
-                log.clear()
+            if _parts(newest_id) < _parts(logs[channel].newest_id):
+                self._copy_anew(channel, logs[channel])
 
-    def _copy_once(self, logs: dict[str, _Log], block: int | None) -> None:
-        """Copy what is new; wait for it at most `block` ms, None for not."""
-        places = {
-            KEY_PREFIX + channel: log.newest_id for channel, log in logs.items()
-        }
-        for key, entries in self._redis.xread(places, block=block):
-            log = logs[key.decode().removeprefix(KEY_PREFIX)]
-            for id, fields in entries:
-                log.append(
-                    _PublishedEvent(id.decode(), fields[b"lines"]),
-                    fields[b"previous"].decode(),
-                    int(fields[b"max_events"]),
-                )
-        for log in logs.values():
-            log.is_copied = True
+
+def _append(entries: list[tuple[bytes, dict]], log: _Log) -> None:
+    for entry in entries:
+        id, fields = entry
+        event = _PublishedEvent(id.decode(), fields[b"lines"])
+        log.append(event, _previous(entry), int(fields[b"max_events"]))
+
+
+def _previous(entry: tuple[bytes, dict]) -> str:
+    return entry[1][b"previous"].decode()
 
 
 def _parts(id: str) -> tuple[int, int]:
@@ -473,8 +497,12 @@ def _id_after(id: str) -> str:
 
 _memory_broker = _MemoryBroker()
 _redis_broker = cache(_RedisBroker)
+_only_one = threading.Lock()
 
 
 def _broker() -> _MemoryBroker:
     url = os.environ.get("REDIS_URL")
-    return _redis_broker(url) if url else _memory_broker
+    if not url:
+        return _memory_broker
+    with _only_one:
+        return _redis_broker(url)

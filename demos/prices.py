@@ -18,8 +18,7 @@ lines are the same. After a minute press Start again: the chart is full at once.
 import json
 import random
 import threading
-import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from types import SimpleNamespace
 
 from flask import Blueprint, request
@@ -66,22 +65,13 @@ def run_market():
                 if not market.is_open:
                     return
             if event is KEEP_ALIVE:  # for a whole step nobody has published
-                publish_after(last_id, moved(prices))
+                step, most = Event(moved(prices)), HISTORY_EVENTS
+                with suppress(Conflict, Unavailable):
+                    publish("prices", step, after=last_id, max_events=most)
                 continue
             last_id = event.id
             if event.event == "message":
                 prices = json.loads(event.data)
-
-
-def publish_after(last_id, prices):
-    try:
-        publish(
-            "prices", Event(prices), after=last_id, max_events=HISTORY_EVENTS
-        )
-    except Conflict:
-        pass  # somebody else was faster, and all go on from there
-    except Unavailable:
-        time.sleep(INTERVAL_SECONDS)
 
 
 def moved(prices, factor=lambda: random.gauss(1, 0.001)):
