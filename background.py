@@ -45,10 +45,10 @@ MAX_KEPT = 100
 MAX_EVENTS = 10_000
 """What would say more is ended as too long: a late reader needs all of it."""
 
-PULSE_SECONDS = 1
-LOST_SECONDS = 15
-LISTEN_SECONDS = 2
-RETRY_SECONDS = 1
+PULSE_SECONDS = 1  # of silence, after which work says that it goes on
+LOST_SECONDS = 15  # without any such word: its process has died
+LISTEN_SECONDS = 2  # of silence, after which a reader looks for that
+RETRY_SECONDS = 1  # between two tries to publish while Redis is away
 RETRY_AFTER_SECONDS = 5
 RECONNECT_MS = 3000
 

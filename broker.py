@@ -40,10 +40,10 @@ KEEP_SECONDS = 24 * 60 * 60
 
 GAP = "Events before this one are no longer held."
 
-BATCH_EVENTS = 100
-LOAD_SECONDS = 2
-BLOCK_MS = 100
-CHECK_SECONDS = 1
+BATCH_EVENTS = 100  # taken from the log at once, by each reader
+LOAD_SECONDS = 2  # to wait for a place in the log before a stream opens
+BLOCK_MS = 100  # until a channel that is new here is looked at
+CHECK_SECONDS = 1  # between two looks for what Redis has lost
 TIMEOUT_SECONDS = 5
 MIN_BACK_OFF_SECONDS, MAX_BACK_OFF_SECONDS = 0.1, 5
 MAX_CONNECTIONS = 20
@@ -343,12 +343,8 @@ class _RedisBroker(_MemoryBroker):
     def publish(
         self, channel: str, lines: bytes, after: str | None, max_events: int
     ) -> str:
-        arguments = [
-            lines,
-            "*" if after is None else after,
-            max_events,
-            KEEP_SECONDS,
-        ]
+        after = "*" if after is None else after
+        arguments = [lines, after, max_events, KEEP_SECONDS]
         with self._available():
             id = self._script([KEY_PREFIX + channel], arguments)
         self._refusal = None
