@@ -52,7 +52,6 @@ RETRY_SECONDS = 1  # between two tries to publish while Redis is away
 RETRY_AFTER_SECONDS = 5
 RECONNECT_MS = 3000
 
-WAITING = Event("", event="waiting")
 STOPPED = "It was stopped."
 LOST = "Nothing is left of it: the server that worked on it has gone."
 TOO_LONG = "It became too long."
@@ -77,8 +76,9 @@ def start(
     """Publish the events, in a thread, as they come; return the work's id.
 
     The last event must have the type `finished` or `failed`. Whenever none came
-    for PULSE_SECONDS, `waiting` is published. When the work is ended by others,
-    `interrupt` is called, and `events` is closed at its next event.
+    for PULSE_SECONDS, `waiting` is published, with the data of the newest. When
+    others end the work, `interrupt` is called, and `events` is closed at its
+    next event.
 
     Raises ServiceUnavailable (503) while MAX_AT_ONCE are under way in this
     process, and Unavailable without Redis.
@@ -88,9 +88,9 @@ def start(
             "Too much work is under way. Try again in a few seconds.",
             retry_after=RETRY_AFTER_SECONDS,
         )
+    id = secrets.token_urlsafe(12)
+    channel = f"{kind}:{id}"
     try:
-        id = secrets.token_urlsafe(12)
-        channel = f"{kind}:{id}"
         begun = Event("", event="started")
         last_id = publish(channel, begun, max_events=MAX_EVENTS)
         items = keep_alive(events, PULSE_SECONDS, interrupt=interrupt)
@@ -98,6 +98,7 @@ def start(
         arguments = (channel, items, last_id)
         threading.Thread(target=_work, args=arguments, daemon=True).start()
     except BaseException:
+        _interrupts.pop(channel, None)
         _slots.release()
         raise
     return id
@@ -152,8 +153,8 @@ def stop(kind: str, id: str) -> None:
     try:
         is_known = _end(channel, STOPPED)
     except Unavailable:
-        if channel in _interrupts:  # what costs money must end all the same
-            _interrupts[channel]()
+        # What costs money must end all the same, if it is here.
+        _interrupts.get(channel, lambda: None)()
         raise
     if not is_known:
         abort(404, f"{kind} has nothing with the id {id!r}.")
@@ -208,10 +209,13 @@ def _give_up(channel: str, last_id: str) -> None:
 def _work(
     channel: str, items: Iterator[Event | bytes], last_id: str | None
 ) -> None:
+    event = None
     try:
         with closing(items):
             for count, item in enumerate(items):
-                event = WAITING if item is KEEP_ALIVE else item
+                said = event.data if event else ""
+                is_silent = item is KEEP_ALIVE
+                event = Event(said, event="waiting") if is_silent else item
                 if count > MAX_EVENTS - 10:  # room for how it began and ends
                     event = Event({"error": TOO_LONG}, event="failed")
                 last_id = _publish(channel, event, last_id)
@@ -220,8 +224,8 @@ def _work(
         raise RuntimeError("the work has not said how it ended")
     except Exception:
         logger.exception("%s has failed", channel)
-        with suppress(Unavailable):
-            _end(channel, FAILED)
+        while not _try_to_end(channel, FAILED):
+            time.sleep(RETRY_SECONDS)
     finally:
         _slots.release()
         del _interrupts[channel]
@@ -243,9 +247,13 @@ def _publish(channel: str, event: Event, last_id: str) -> str | None:
                 last = newest(channel)
                 if last is None or last.event in ENDS:
                     return None
-                if not last.encode().endswith(event.encode()):
+                if not _is_later(last.id, last_id):
                     raise RuntimeError("Redis has lost events") from None
                 return last.id  # it had been published, though nobody said so
+
+
+def _is_later(id: str, than: str) -> bool:
+    return [int(n) for n in id.split("-")] > [int(n) for n in than.split("-")]
 
 
 def _end(channel: str, error: str) -> bool:
@@ -254,6 +262,14 @@ def _end(channel: str, error: str) -> bool:
         if last.event in ENDS or _end_after(channel, last.id, error):
             return True
     return False
+
+
+def _try_to_end(channel: str, error: str) -> bool:
+    try:
+        _end(channel, error)
+    except Unavailable:
+        return False
+    return True
 
 
 def _end_after(channel: str, last_id: str, error: str) -> bool:

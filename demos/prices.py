@@ -1,8 +1,8 @@
 """Prices: one market for everybody
 
 The prices move twenty times a second, and all who watch see the same ones. A
-reader begins with the history that the channel holds, and gets of every step or
-only of every n-th, as its `interval` asks: who asks for less is sent less.
+reader begins with the history that the channel holds, and then gets every step
+or, with a longer `interval`, only some: who asks for less is sent less.
 
 Notice: every process with readers has a thread that makes prices. A step names
 the event that it comes after, so of two threads only the first succeeds; the

@@ -1,0 +1,679 @@
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+import pytest
+from conftest import (
+    COMMANDS,
+    SILENCE_SECONDS,
+    Client,
+    RedisServer,
+    Server,
+    read_until,
+    spoken,
+    wait_until,
+)
+from playwright.sync_api import Page, expect
+from upstream import (
+    DONE,
+    FAULT_OF_EACH_KIND,
+    FAULTS,
+    FINISH,
+    KEY,
+    PAUSE,
+    ROLE,
+    delta,
+    event,
+    silence,
+    stream,
+)
+
+import background
+from app import create_app
+from sse import Event, parse_events
+
+LEAVE_SECONDS = 2
+PROMPT = b'{"prompt": "Why?"}'
+WRONG_PROMPT = "prompt must have 1 to 4000 characters."
+NO_REDIS = "Redis is not available. Try again in a few seconds."
+
+END = ("finished", "[DONE]")
+one_server = pytest.mark.parametrize("command", ["flask"], indirect=True)
+
+silent_in_mid_answer = stream(delta("Hello"), end="silent")
+three_steps = stream(
+    *(ROLE, delta("One "), PAUSE, delta("two "), PAUSE, delta("three")),
+    *(FINISH, DONE),
+)
+
+
+def post(server: Server, body: bytes = PROMPT, **headers: str) -> Client:
+    headers = {"Content_Type": "application/json"} | headers
+    return server.post("/answers", body, **headers)
+
+
+def ask(server: Server) -> str:
+    """Ask, and return the place of the answer."""
+    with post(server) as answer:
+        assert answer.status == 202
+        return answer.header("Location")
+
+
+def delete(server: Server, place: str, **headers: str) -> Client:
+    return Client(server.port, "DELETE", place, headers=headers)
+
+
+def refusal(client: Client) -> tuple[int, str]:
+    with client:
+        assert client.header("Content-Type") == "application/json"
+        body = json.loads(client.read())
+    assert list(body) == ["error"]
+    return client.status, body["error"]
+
+
+def said(events) -> list[tuple[str, str]]:
+    """Return type and text of the events, without the waiting."""
+    pairs = []
+    for one in events:
+        data = one.data
+        if data.startswith("{"):
+            ((_, data),) = json.loads(data).items()
+        pairs.append((one.event, data))
+    return [pair for pair in pairs if pair[0] != "waiting"]
+
+
+def texts(*texts: str) -> list[tuple[str, str]]:
+    return [("started", ""), *(("message", text) for text in texts)]
+
+
+def whole(server: Server, place: str, **headers: str) -> list[tuple[str, str]]:
+    """Read an answer to its end."""
+    with server.get(place, **headers) as client:
+        assert client.status == 200
+        return said(parse_events(client.chunks()))
+
+
+def until(server: Server, place: str, text: str, **headers: str) -> Event:
+    """Read until there is this text, and leave; return its event."""
+    with server.get(place, **headers) as client:
+        for one in parse_events(client.chunks()):
+            if said([one]) == [("message", text)]:
+                return one
+    raise AssertionError("the stream has ended")
+
+
+# The answer
+
+
+def test_post_answers_at_once_where_the_answer_can_be_read(online, upstream):
+    upstream.answer = silence
+    with post(online) as answer:
+        assert answer.status == 202
+        place = answer.header("Location")
+        assert re.fullmatch(r"/answers/[\w-]{16}", place)
+        assert answer.read().decode() == f"{online.url}{place}\n"
+    delete(online, place).close()
+
+
+def test_the_stream_is_exactly_these_bytes(online, upstream):
+    upstream.answer = stream(
+        ROLE, delta(' "One"\n\n'), delta(" "), delta("三😀"), FINISH, DONE
+    )
+    with online.get(ask(online)) as client:
+        assert client.status == 200
+        assert client.header("Content-Type") == "text/event-stream"
+        assert client.header("Cache-Control") == "no-cache"
+        assert client.header("X-Accel-Buffering") == "no"
+        body = spoken(client.read())
+    assert re.sub(rb"(?m)^id: \d+-\d+$", b"id", body).decode() == (
+        "id\nevent: started\ndata: \n\n"
+        'id\ndata: {"text":" \\"One\\"\\n\\n"}\n\n'
+        'id\ndata: {"text":" "}\n\n'
+        'id\ndata: {"text":"三😀"}\n\n'
+        "id\nevent: finished\ndata: [DONE]\n\n"
+    )
+
+
+def test_prompt_goes_to_the_upstream_with_the_key(online, upstream):
+    prompt = " 你好\n& = 😀 " + "x" * 3989
+    with post(online, json.dumps({"prompt": prompt}).encode()) as answer:
+        place = answer.header("Location")
+    assert whole(online, place) == [*texts("Hello"), END]
+    (request,) = upstream.requests
+    assert request.headers.get_all("Authorization") == [f"Bearer {KEY}"]
+    assert request.json == {
+        "model": "test-model",
+        "messages": [{"role": "user", "content": prompt}],
+        "stream": True,
+    }
+
+
+@pytest.mark.parametrize("name", FAULT_OF_EACH_KIND)
+def test_a_fault_is_said_in_the_last_event(online, upstream, name):
+    upstream.answer, sentence, begun = FAULTS[name]
+    place = ask(online)
+    for _ in range(2):
+        answer = whole(online, place)
+        assert answer == [*texts(*begun), ("failed", sentence)]
+    assert len(upstream.requests) == 1
+
+
+@one_server
+def test_silence_is_told_each_second_and_fails_at_last(online, upstream):
+    upstream.answer = silent_in_mid_answer
+    begun = time.monotonic()
+    with online.get(ask(online)) as client:
+        types = [one.event for one in parse_events(client.chunks())]
+    assert types[:3] == ["started", "message", "waiting"]
+    assert types[-1] == "failed"
+    assert 1 <= types.count("waiting") <= SILENCE_SECONDS
+    assert time.monotonic() - begun < SILENCE_SECONDS + 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "beginning"),
+    [("Compare", "## Event streams or"), ("什么是事件流？", "**服务器发送")],
+)
+def test_offline_answer_has_the_same_form(offline, prompt, beginning):
+    with post(offline, json.dumps({"prompt": prompt}).encode()) as answer:
+        place = answer.header("Location")
+    (types, *pieces) = whole(offline, place)
+    assert types == ("started", "")
+    assert pieces.pop() == END
+    assert {type for type, _ in pieces} == {"message"}
+    assert "".join(text for _, text in pieces).startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    "echo", [delta(f"It is {KEY}."), event({"error": {"message": KEY}})]
+)
+def test_key_never_shows_though_the_upstream_echoes_it(online, upstream, echo):
+    upstream.answer = stream(echo, FINISH, DONE)
+    with online.get(ask(online)) as client:
+        shown = f"{client.response.headers}{client.read()}"
+    assert "finished" in shown or "failed" in shown
+    assert KEY not in shown
+
+
+# Who reads it
+
+
+def test_deltas_leave_the_moment_they_arrive(online, upstream):
+    upstream.answer = three_steps
+    with online.get(ask(online)) as client:
+        chunks = client.chunks()
+        read_until(chunks, b'{"text":"One "}\n\n')
+        upstream.go_on()
+        read_until(chunks, b'{"text":"two "}\n\n')
+        upstream.go_on()
+        assert said(parse_events(chunks)) == [("message", "three"), END]
+
+
+def test_the_model_goes_on_though_nobody_reads(online, upstream):
+    upstream.answer = three_steps
+    place = ask(online)
+    with online.get(place) as client:
+        read_until(client.chunks(), b"One")
+    upstream.go_on()
+    upstream.go_on()
+    assert whole(online, place) == [*texts("One ", "two ", "three"), END]
+    assert not upstream.connections[0].left.is_set()
+
+
+def test_a_prompt_is_paid_for_once_however_often_it_is_read(online, upstream):
+    upstream.answer = three_steps
+    place = ask(online)
+    everything = [*texts("One ", "two ", "three"), END]
+    with ExitStack() as stack:
+        readers = [stack.enter_context(online.get(place)) for _ in range(5)]
+        streams = [reader.chunks() for reader in readers]
+        for chunks in streams:
+            read_until(chunks, b"One")
+        Client(online.port, "HEAD", place).close()
+        upstream.go_on()
+        upstream.go_on()
+        for chunks in streams:
+            assert said(parse_events(chunks)) == everything[2:]
+    with online.get(place) as client:
+        events = list(parse_events(client.chunks()))
+    assert said(events) == everything
+    for number, one in enumerate(events[:-1], start=1):
+        rest = whole(online, place, Last_Event_ID=one.id)
+        assert rest == said(events[number:])
+    with online.get(place, Last_Event_ID=events[-1].id) as client:
+        assert (client.status, client.read()) == (204, b"")
+    assert len(upstream.requests) == 1
+
+
+@pytest.fixture(scope="module")
+def shared_redis(tmp_path_factory) -> Iterator[RedisServer]:
+    running = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def environ(shared_redis, port) -> dict[str, str]:
+    """The environment of servers that share a Redis and an upstream."""
+    base_url = f"http://127.0.0.1:{port}/v1"
+    return {"REDIS_URL": shared_redis.url, "OPENAI_BASE_URL": base_url}
+
+
+@pytest.fixture(scope="module")
+def two_servers(environ) -> Iterator[list[Server]]:
+    servers = [Server(command, **environ) for command in COMMANDS.values()]
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+def test_another_server_goes_on_after_the_last_event_id(two_servers, upstream):
+    upstream.answer = three_steps
+    first, second = two_servers
+    place = ask(first)
+    last = until(first, place, "One ")
+    upstream.go_on()
+    last = until(second, place, "two ", Last_Event_ID=last.id)
+    upstream.go_on()
+    rest = whole(second, place, Last_Event_ID=last.id)
+    assert rest == [("message", "three"), END]
+    assert whole(first, place) == whole(second, place)
+    delete(second, place).close()
+    assert len(upstream.requests) == 1
+
+
+def test_nothing_is_lost_or_doubled_while_redis_is_away(
+    two_servers, shared_redis, upstream
+):
+    upstream.answer = three_steps
+    server, other = two_servers
+    place = ask(server)
+    with server.get(place) as here, other.get(place) as there:
+        readers = [here.chunks(), there.chunks()]
+        for chunks in readers:
+            read_until(chunks, b"One")
+        shared_redis.stop()
+        assert refusal(post(server)) == (503, NO_REDIS)
+        assert refusal(server.get(place)) == (503, NO_REDIS)
+        upstream.go_on()
+        upstream.go_on()
+        shared_redis.start()
+        rest = [("message", "two "), ("message", "three"), END]
+        for chunks in readers:
+            assert said(parse_events(chunks)) == rest
+    assert whole(other, place) == [*texts("One "), *rest]
+    assert len(upstream.requests) == 1
+
+
+# Who ends it
+
+
+@pytest.mark.parametrize("moment", [silence, silent_in_mid_answer])
+def test_a_delete_leaves_the_upstream_at_once(online, upstream, moment):
+    upstream.answer = moment
+    place = ask(online)
+    wait_until(lambda: upstream.requests)
+    if moment is silent_in_mid_answer:
+        until(online, place, "Hello")
+    deleted_at = time.monotonic()
+    for _ in range(2):
+        with delete(online, place) as answer:
+            assert (answer.status, answer.read()) == (204, b"")
+    (connection,) = upstream.connections
+    wait_until(connection.left.is_set)
+    assert connection.left_at - deleted_at < LEAVE_SECONDS
+    hello = ["Hello"] * (moment is silent_in_mid_answer)
+    assert whole(online, place) == [
+        *texts(*hello),
+        ("failed", background.STOPPED),
+    ]
+
+
+def test_a_delete_at_another_server_leaves_the_upstream(two_servers, upstream):
+    upstream.answer = silent_in_mid_answer
+    first, second = two_servers
+    place = ask(first)
+    with first.get(place) as reader:
+        read_until(reader.chunks(), b"Hello")
+        with delete(second, place) as answer:
+            assert answer.status == 204
+        events = said(parse_events(reader.chunks()))
+        assert events == [("failed", background.STOPPED)]
+    wait_until(upstream.connections[0].left.is_set, LEAVE_SECONDS)
+
+
+def test_a_delete_leaves_the_upstream_though_redis_is_away(
+    two_servers, shared_redis, upstream
+):
+    upstream.answer = silent_in_mid_answer
+    server, other = two_servers
+    place = ask(server)
+    until(server, place, "Hello")
+    shared_redis.stop()
+
+    def is_left():  # as soon as the right one of its workers got it
+        assert refusal(delete(server, place)) == (503, NO_REDIS)
+        return upstream.connections[0].left.is_set()
+
+    wait_until(is_left)
+    shared_redis.start()
+    assert whole(other, place)[-1][0] == "failed"
+
+
+def test_a_delete_is_possible_though_all_streams_are_taken():
+    app = create_app({"MAX_STREAMS": 1, "OFFLINE_WORD_SECONDS": 0.2})
+    client = app.test_client()
+    with client.post("/answers", json={"prompt": "Why?"}) as answer:
+        place = answer.location
+    with client.get(place) as reader:
+        assert client.get(place).status_code == 503
+        assert client.delete(place).status_code == 204
+        *_, end = said(parse_events(reader.response))
+        assert end == ("failed", background.STOPPED)
+
+
+def test_an_unknown_id_is_404(online, upstream):
+    sentence = "answers has nothing with the id 'x'."
+    assert refusal(online.get("/answers/x")) == (404, sentence)
+    assert refusal(delete(online, "/answers/x")) == (404, sentence)
+
+
+# What is refused, and costs nothing
+
+
+REFUSED = {
+    "missing": ({}, 400, WRONG_PROMPT),
+    "empty": ({"prompt": ""}, 400, WRONG_PROMPT),
+    "too long": ({"prompt": "x" * 4001}, 400, WRONG_PROMPT),
+    "a number": ({"prompt": 5}, 400, WRONG_PROMPT),
+    "null": ({"prompt": None}, 400, WRONG_PROMPT),
+    "a list": ({"prompt": ["Why?"]}, 400, WRONG_PROMPT),
+    "no object": (
+        "Why?",
+        400,
+        'The body must be a JSON object, such as {"a": 1}.',
+    ),
+    "too large": (
+        {"prompt": "Why?", "more": "x" * 64 * 1024},
+        413,
+        "The body must have at most 65536 bytes.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_prompts_are_refused(online, upstream, name):
+    body, *refused = REFUSED[name]
+    answer = post(online, json.dumps(body).encode())
+    assert refusal(answer) == tuple(refused)
+    assert upstream.requests == []
+
+
+def test_other_media_types_are_refused(online, upstream):
+    answer = post(online, PROMPT, Content_Type="text/plain")
+    sentence = "The body must have the Content-Type application/json."
+    assert refusal(answer) == (415, sentence)
+    assert upstream.requests == []
+
+
+CROSS_SITE = pytest.mark.parametrize(
+    "headers",
+    [{"Sec_Fetch_Site": "cross-site"}, {"Origin": "http://elsewhere.example"}],
+)
+
+
+@CROSS_SITE
+def test_no_page_of_another_site_asks_stops_or_reads(online, upstream, headers):
+    upstream.answer = three_steps
+    place = ask(online)
+    until(online, place, "One ")
+    status, _ = refusal(post(online, **headers))
+    assert status == 403
+    status, _ = refusal(delete(online, place, **headers))
+    assert status == 403
+    with online.get(place, **headers) as client:
+        assert client.status == 403
+        assert client.header("Access-Control-Allow-Origin") is None
+    upstream.go_on()
+    upstream.go_on()
+    assert whole(online, place)[-1] == END
+    assert len(upstream.requests) == 1
+
+
+@CROSS_SITE
+def test_pages_of_other_sites_may_only_read_what_costs_nothing(
+    offline, headers
+):
+    sentence = "Pages of other sites may not change anything here."
+    assert refusal(post(offline, **headers)) == (403, sentence)
+    place = ask(offline)
+    assert refusal(delete(offline, place, **headers)) == (403, sentence)
+    with offline.get(place, **headers) as client:
+        assert client.header("Access-Control-Allow-Origin") == "*"
+        assert said(parse_events(client.chunks()))[-1] == END
+
+
+def test_too_many_answers_at_once_are_refused(online, upstream):
+    upstream.answer = silent_in_mid_answer
+    places = [ask(online) for _ in range(20)]
+    with post(online) as answer:
+        assert answer.header("Retry-After") == "5"
+        sentence = "Too much work is under way. Try again in a few seconds."
+        assert refusal(answer) == (503, sentence)
+    for place in places:
+        delete(online, place).close()
+    upstream.answer = stream(delta("Hello"), FINISH, DONE)
+
+    def is_accepted():
+        with post(online) as answer:
+            return answer.status == 202
+
+    wait_until(is_accepted, LEAVE_SECONDS)
+    wait_until(lambda: len(upstream.requests) == 21)
+
+
+# The page
+
+
+@pytest.fixture
+def resume(online, upstream, page) -> Page:
+    page.goto(f"{online.url}/demos/resume")
+    return page
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def expect_text(page: Page, text: str) -> None:
+    expect(page.locator("#answer")).to_have_text(text)
+
+
+def text_of(page: Page) -> str:
+    return page.locator("#answer").text_content()
+
+
+def expect_state(page: Page, state: str) -> None:
+    expect(page.locator("#state")).to_have_text(state, timeout=10_000)
+
+
+def expect_end(page: Page, sentence: str) -> None:
+    expect(page.locator("#end")).to_have_text(sentence, timeout=10_000)
+    expect_state(page, "closed")
+    assert page.evaluate("source.readyState") == 2  # CLOSED, for good
+    assert page.locator("#answer").get_attribute("aria-busy") == "false"
+
+
+def test_a_reload_in_mid_answer_ends_with_the_same_text(start, page):
+    server = start("flask run", FLASK_OFFLINE_WORD_SECONDS="0.01")
+    page.goto(f"{server.url}/demos/resume")
+    press(page, "Ask")
+    expect_end(page, "The answer is whole.")
+    undisturbed = text_of(page)
+    assert undisturbed.startswith("A browser **reconnects by itself**")
+    press(page, "Ask")
+    expect_state(page, "open")
+    wait_until(lambda: text_of(page).startswith(undisturbed[:20]))
+    assert len(text_of(page)) < len(undisturbed)
+    page.reload()
+    expect_end(page, "The answer is whole.")
+    assert text_of(page) == undisturbed
+
+
+@one_server
+def test_reloads_and_more_tabs_show_the_same_and_ask_once(resume, upstream):
+    upstream.answer = three_steps
+    press(resume, "Ask")
+    expect_text(resume, "One ")
+    assert resume.locator("#answer").get_attribute("aria-busy") == "true"
+    resume.reload()
+    expect_text(resume, "One ")
+    second = resume.context.new_page()
+    second.goto(resume.url)
+    expect_text(second, "One ")
+    upstream.go_on()
+    for page in resume, second:
+        expect_text(page, "One two ")
+    upstream.go_on()
+    for page in resume, second:
+        expect_end(page, "The answer is whole.")
+        expect_text(page, "One two three")
+    resume.reload()
+    expect_end(resume, "The answer is whole.")
+    expect_text(resume, "One two three")
+    assert len(upstream.requests) == 1
+
+
+@one_server
+def test_leaving_is_not_stopping_and_coming_back_shows_all(
+    online, resume, upstream
+):
+    upstream.answer = three_steps
+    press(resume, "Ask")
+    expect_text(resume, "One ")
+    press(resume, "Leave")
+    assert resume.locator("#state").text_content() == "closed"
+    upstream.go_on()
+    upstream.go_on()
+    assert whole(online, urlsplit(resume.url).fragment)[-1] == END
+    assert text_of(resume) == "One "
+    press(resume, "Come back")
+    expect_end(resume, "The answer is whole.")
+    expect_text(resume, "One two three")
+    assert len(upstream.requests) == 1
+
+
+@one_server
+def test_a_page_asks_no_more_after_the_end(resume, upstream):
+    asked = []
+    resume.on("request", lambda one: asked.append((one.method, one.url)))
+    press(resume, "Ask")
+    expect_end(resume, "The answer is whole.")
+    methods = [method for method, url in asked if "/answers" in url]
+    assert methods == ["POST", "GET"]
+    assert len(upstream.requests) == 1
+
+
+@one_server
+@pytest.mark.parametrize("moment", [silence, silent_in_mid_answer])
+def test_stop_shows_why_and_leaves_the_upstream(resume, upstream, moment):
+    upstream.answer = moment
+    press(resume, "Ask")
+    expect_state(resume, "open")
+    wait_until(lambda: upstream.requests)
+    text = "Hello" if moment is silent_in_mid_answer else ""
+    expect_text(resume, text)
+    press(resume, "Stop")
+    stopped_at = time.monotonic()
+    expect_end(resume, background.STOPPED)
+    assert text_of(resume) == text
+    (connection,) = upstream.connections
+    wait_until(connection.left.is_set)
+    assert connection.left_at - stopped_at < LEAVE_SECONDS
+
+
+@one_server
+@pytest.mark.parametrize("name", ["401", "cut, chunked"])
+def test_page_shows_why_an_answer_is_not_whole(resume, upstream, name):
+    upstream.answer, sentence, begun = FAULTS[name]
+    press(resume, "Ask")
+    expect_end(resume, sentence)
+    assert text_of(resume) == "".join(begun)
+    assert len(upstream.requests) == 1
+
+
+@one_server
+def test_page_says_that_it_waits_only_while_it_does(resume, upstream):
+    upstream.answer = three_steps
+    end = resume.locator("#end")
+    press(resume, "Ask")
+    expect(end).to_have_text("The model is thinking …")
+    upstream.go_on()
+    expect_text(resume, "One two ")
+    expect(end).to_be_empty(timeout=500)
+    upstream.go_on()
+    expect_end(resume, "The answer is whole.")
+
+
+@one_server
+def test_page_begins_again_after_a_gap(resume, upstream):
+    upstream.answer = three_steps
+    press(resume, "Ask")
+    expect_text(resume, "One ")
+    resume.evaluate("source.dispatchEvent(new MessageEvent('reset'))")
+    expect_text(resume, "")
+    upstream.go_on()
+    upstream.go_on()
+    expect_end(resume, "The answer is whole.")
+    expect_text(resume, "two three")
+
+
+@one_server
+def test_page_says_what_was_refused(resume, upstream):
+    end = resume.locator("#end")
+    with resume.expect_event("console"):
+        resume.evaluate("byId('prompt').value = 'x'.repeat(4001); ask()")
+    expect(end).to_have_text(WRONG_PROMPT)
+    with resume.expect_event("console"):
+        resume.evaluate("location.hash = '/answers/x'; read()")
+    expect_end(resume, "The server knows no such answer, or not now.")
+    with resume.expect_event("console"):
+        press(resume, "Stop")
+    expect(end).to_have_text("answers has nothing with the id 'x'.")
+    assert upstream.requests == []
+    resume.problems.clear()
+
+
+@one_server
+def test_an_answer_is_mere_text(resume, upstream):
+    pieces = ("<img src=x onerror=", "alert(1)> &amp;\n 你好")
+    upstream.answer = stream(*map(delta, pieces), FINISH, DONE)
+    press(resume, "Ask")
+    expect_end(resume, "The answer is whole.")
+    assert text_of(resume) == "".join(pieces)
+    assert resume.locator("#answer > *").count() == 0
+
+
+def test_a_page_that_lost_its_server_goes_on_when_it_is_back(
+    start, environ, two_servers, upstream, page
+):
+    upstream.answer = three_steps
+    lost, (other, _) = start("flask run", **environ), two_servers
+    place = ask(other)
+    page.goto(f"{lost.url}/demos/resume#{place}")
+    expect_text(page, "One ")
+    lost.stop()
+    expect_state(page, "reconnecting")
+    upstream.go_on()
+    until(other, place, "two ")
+    start("flask run", port=lost.port, **environ)
+    expect_state(page, "open")
+    expect_text(page, "One two ")
+    upstream.go_on()
+    expect_end(page, "The answer is whole.")
+    expect_text(page, "One two three")
+    assert len(upstream.requests) == 1
+    page.problems.clear()
