@@ -52,8 +52,8 @@ KEY_PREFIX = "sse:"
 PUBLISH = """
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local previous = newest and newest[1] or '0-0'
-local lines, after, max_events, seconds = unpack(ARGV)
-if after ~= '*' and after ~= previous then return false end
+local lines, max_events, seconds, after = unpack(ARGV)
+if after and after ~= previous then return false end
 local id = redis.call('XADD', KEYS[1], 'MAXLEN', max_events, '*',
     'lines', lines, 'previous', previous, 'max_events', max_events)
 redis.call('EXPIRE', KEYS[1], seconds)
@@ -343,8 +343,9 @@ class _RedisBroker(_MemoryBroker):
     def publish(
         self, channel: str, lines: bytes, after: str | None, max_events: int
     ) -> str:
-        after = "*" if after is None else after
-        arguments = [lines, after, max_events, KEEP_SECONDS]
+        arguments = [lines, max_events, KEEP_SECONDS]
+        if after is not None:
+            arguments.append(after)
         with self._available():
             id = self._script([KEY_PREFIX + channel], arguments)
         self._refusal = None
