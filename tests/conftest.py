@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import pytest
 import redis
@@ -41,7 +42,11 @@ def need(*programs: str) -> str:
     for program in programs:
         if path := shutil.which(program):
             return path
-    reason = f"needs {' or '.join(programs)}"
+    lack(f"needs {' or '.join(programs)}")
+
+
+def lack(reason: str) -> NoReturn:
+    """Skip a test for what is not there, but not in CI."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
