@@ -155,7 +155,9 @@ class _PublishedEvent(Event):
     def __init__(self, id: str, lines: bytes):
         self._encoded = f"id: {id}\n".encode() + lines
         (event,) = parse_events([self._encoded])
-        super().__init__(event.data, event=event.event, id=id)
+        super().__init__(
+            event.data, event=event.event, id=id, retry=event.retry
+        )
 
     def encode(self) -> bytes:
         return self._encoded

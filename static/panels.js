@@ -58,6 +58,8 @@ async function send() {
     tell();
     const place = response.headers.get("Location");
     if (place) {
+      const text = await response.text();
+      addRow(`${seconds()}, ${text.length} bytes`, visible(text));
       addRow(`${seconds()}, GET ${place}`);
       response = await fetch(place, { signal });
       tell();
