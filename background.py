@@ -33,6 +33,7 @@ from broker import (
     Unavailable,
     forget,
     newest,
+    parts,
     publish,
     subscribe,
 )
@@ -247,13 +248,9 @@ def _publish(channel: str, event: Event, last_id: str) -> str | None:
                 last = newest(channel)
                 if last is None or last.event in ENDS:
                     return None
-                if not _is_later(last.id, last_id):
+                if parts(last.id) <= parts(last_id):
                     raise RuntimeError("Redis has lost events") from None
                 return last.id  # it had been published, though nobody said so
-
-
-def _is_later(id: str, than: str) -> bool:
-    return [int(n) for n in id.split("-")] > [int(n) for n in than.split("-")]
 
 
 def _end(channel: str, error: str) -> bool:

@@ -147,6 +147,12 @@ def forget(channel: str) -> None:
     _broker().forget(channel)
 
 
+def parts(id: str) -> tuple[int, int]:
+    """Return the two numbers of an id, by which ids are ordered."""
+    ms, number = id.split("-")
+    return int(ms), int(number)
+
+
 class _PublishedEvent(Event):
     """An event with its id, encoded once however many receive it."""
 
@@ -467,7 +473,7 @@ class _RedisBroker(_MemoryBroker):
             pipeline.xrevrange(KEY_PREFIX + channel, count=1)
         for channel, entries in zip(logs, pipeline.execute(), strict=True):
             newest_id = entries[0][0].decode() if entries else BEGIN
-            if _parts(newest_id) < _parts(logs[channel].newest_id):
+            if parts(newest_id) < parts(logs[channel].newest_id):
                 self._copy_anew(channel, logs[channel])
 
 
@@ -482,14 +488,9 @@ def _previous(entry: tuple[bytes, dict]) -> str:
     return entry[1][b"previous"].decode()
 
 
-def _parts(id: str) -> tuple[int, int]:
-    ms, number = id.split("-")
-    return int(ms), int(number)
-
-
 def _id_after(id: str) -> str:
     """Return a new id in the way of Redis: a time in ms, and a number."""
-    ms, number = _parts(id)
+    ms, number = parts(id)
     now = time.time_ns() // 1_000_000
     return f"{now}-0" if now > ms else f"{ms}-{number + 1}"
 

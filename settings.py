@@ -1,9 +1,9 @@
 """Settings, read at the start from the environment, and checked.
 
 `FLASK_MAX_STREAMS=200` sets MAX_STREAMS, as Flask's own settings are set; the
-OPENAI_ names are those of the official client, REDIS_URL the one that hosts of
-Redis give. This module needs the standard
-library only, so that the serving config checks them before any worker starts.
+OPENAI_ names are those of the official client, and REDIS_URL is the usual one.
+This module needs the standard library only, so that the serving config checks
+them before any worker starts.
 """
 
 import re
