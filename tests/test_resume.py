@@ -463,6 +463,7 @@ def test_too_many_answers_at_once_are_refused(online, upstream):
         assert answer.header("Retry-After") == "5"
         sentence = "Too much work is under way. Try again in a few seconds."
         assert refusal(answer) == (503, sentence)
+    wait_until(lambda: len(upstream.requests) == 20)  # or a stop is first
     for place in places:
         delete(online, place).close()
     upstream.answer = stream(delta("Hello"), FINISH, DONE)
