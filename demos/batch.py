@@ -4,12 +4,12 @@ Messages that come faster than it is wise to send them collect in a buffer, and
 a few times a second all of them leave as one event, a JSON array.
 
 Notice: both sides show as many messages a second, but the batched one takes
-far fewer events, and fewer bytes. Nothing is lost and nothing comes twice: n
-counts up without a gap. An empty buffer sends nothing.
+far fewer events, and fewer bytes. Nothing comes twice and nothing is lost, but
+for a reader that is far too slow: an event `dropped` says how much.
 
-Try: run the curl line with rate=10000, press Ctrl-Z, wait half a minute, and
-type `fg`. The buffer was bounded, so the oldest messages went, and an event of
-the type `dropped` says how many. A buffer without a bound takes all memory.
+Try: set the messages a second to 10000 and press Start. The batched side still
+takes ten events a second, each with a thousand messages. The other side takes
+ten thousand.
 
     curl -N "http://127.0.0.1:5000/stream/batch?rate=1000&flush=500"
 """

@@ -9,8 +9,9 @@ Notice: text is appended as text nodes. Nothing that is there is written anew,
 so a selection stays, and no character of an answer is ever markup. The page
 follows the end of the answer only while you are there.
 
-Try: scroll up, or select some words, while the answer is written. Then press
-Compare, which adds the same 5,000 tokens in the right way and in the wrong one.
+Try: send “Attack this page”. The offline model answers with scripts and images,
+and all of them are text. Then press Compare, which adds the same 5,000 tokens
+in the right way and, far more slowly, in the wrong one.
 
     curl -N "http://127.0.0.1:5000/stream?prompt=How+do+I+reconnect"
 """

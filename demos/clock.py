@@ -6,10 +6,11 @@ an endless stream was holding.
 
 Notice: watch the terminal of the server while you press Stop. The clean-up
 comes at a tick, not at once: only by writing does a server learn that nobody
-listens, and the first write after that still seems to succeed.
+listens, and under gunicorn the first tick after that still seems to succeed.
 
-Try: set the interval to 10 and press Start. The state is open long before the
-first tick. Press Stop, and count how long the server takes to notice.
+Try: set the interval to 2 and press Start. The state is open two seconds before
+the first tick. Press Stop after it: the terminal tells of the clean-up at the
+next tick, two seconds later.
 
     curl -N "http://127.0.0.1:5000/sse?interval=2&lang=zh"
 """

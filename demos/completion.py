@@ -7,10 +7,11 @@ the model stays on the server.
 
 Notice: each event is a bare piece of text, with its spaces and line ends. The
 end is an event, `done`, and so is a failure, `failed`. A browser that comes
-back gets 204: a prompt is never sent, and paid for, twice.
+back in mid-answer gets 204, so that nothing is paid for twice.
 
-Try: press Stop in mid-answer. Within a second or two the server closes its
-own connection to the model, which stops writing. Then ask in Chinese.
+Try: with `flask run --reload`, write `Event(text.upper(), id=id)`, save, and
+ask. The answer comes in capitals, because this server makes a stream of its
+own. The bytes of `/v1/chat/completions` are what they were.
 
     curl -N "http://127.0.0.1:5000/completion?prompt=Compare+with+WebSockets"
 """

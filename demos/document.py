@@ -9,7 +9,9 @@ was faster, that is not the version any more: the answer is 412, nothing is
 overwritten, and the page shows both texts. The server compares and publishes in
 one step: when two people write at once, one of them wins.
 
-Try: in two windows, change the text in both, then save in both.
+Try: with `flask run --reload`, write `pass` for `return stale(current)` and
+save. Then, in two windows, change the text in both and save in both: the second
+overwrites the first, and nobody is told.
 
     curl -N http://127.0.0.1:5000/stream/document
 """

@@ -9,9 +9,9 @@ last one has a type of its own, `status`, and an id. Once it is here the page
 calls `close()`: to the browser the end of a response is only a lost
 connection, so it would reconnect.
 
-Try: untick “close on status” and press Start. After a few seconds the
-browser comes back, with the last id in its Last-Event-ID header, and the server
-answers 204 No Content. That is the other way to stop a browser for good.
+Try: with `flask run --reload`, set PAUSE_SECONDS to 2, save, and press Start:
+the events come two seconds apart. Untick “close on status” and start again: the
+browser comes back, sends the last id, and is stopped for good by a 204.
 
     curl -N http://127.0.0.1:5000/stream/hello
 """

@@ -8,8 +8,9 @@ Notice: the quickest part is there after one second and all of them after
 three, the time of the slowest alone. It is one request, an ordinary page, and
 without JavaScript the parts are there to read as well, below the placeholders.
 
-Try: let one part fail. Its place says so, the terminal says why, and the rest
-arrives. Then press Stop early, and see in the terminal that the work stops.
+Try: set “What fails” to mail and press Start. After two seconds its place says
+so, the terminal says why, and the rest arrives. Then press Start and Stop, and
+see in the terminal that the work stops.
 
     curl -N "http://127.0.0.1:5000/stream/html?fail=trains"
 """

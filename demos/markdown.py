@@ -9,9 +9,10 @@ is told, by events of the type `blocked`. Images go too: the address of one can
 carry away what the page knows. The page cleans once more, with `setHTML` where
 the browser has it.
 
-Try: press Attack. Then press Example and, when it is there, Compare: a hundred
-such blocks go in one by one, and beside them by rendering all the answer again
-for each. Both sides say how long it took them.
+Try: with `flask run --reload`, set DRAW_SECONDS to 1, save, and press Example:
+the answer grows once a second. Then press Attack, and see what is taken out.
+Compare draws a hundred such blocks one by one, and beside them, more slowly, by
+rendering all the answer again for each.
 
     curl -N "http://127.0.0.1:5000/stream/markdown?prompt=Show+me+Markdown"
 """

@@ -8,9 +8,9 @@ Notice: both lists have a connection of their own and show the same. The first
 event, `begin`, carries an id, so that a connection that is lost before the
 first notification loses none. A text that is refused stays in its field.
 
-Try: open a second window beside this one, and send from either. Then stop the
-server and start it again: what it held in memory is gone, and an event `reset`
-says so. With Redis nothing would be.
+Try: with `flask run --reload`, press Start and send a text. Then delete "alert"
+from LEVELS and save. What the server held in memory is gone, and an event
+`reset` says so; with Redis nothing would be. An alert is refused from now on.
 
     curl -N http://127.0.0.1:5000/stream/notifications
 """

@@ -8,8 +8,9 @@ Notice: the first event says what arrived here, with the method, your header
 and the body. Leaving the loop, or aborting the request, closes the connection.
 What `fetch` does not do is reconnect: that is left to the page.
 
-Try: change the JSON and press Send. Then break it, by deleting a brace: the
-answer is no event stream but a 400, with a sentence that the page can show.
+Try: in the Wire panel, add `?interval=2` to the path and press Send: the member
+of the JSON comes two seconds after the first event. Then delete a brace: the
+answer is no event stream but a 400, with a sentence that a page can show.
 
     curl -N --json '{"city": "Paris"}' http://127.0.0.1:5000/api/sse
 """

@@ -1,16 +1,17 @@
 """Prices: one market for everybody
 
-The prices move twenty times a second, and all who watch see the same ones. A
-reader begins with the history that the channel holds, and then gets every step
-or, with a longer `interval`, only some: who asks for less is sent less.
+The prices move about twenty times a second, and all who watch see the same
+ones. A reader begins with the history that the channel holds, and then gets
+every step or, with a longer `interval`, only some.
 
 Notice: every process with readers has a thread that makes prices. A step names
 the event that it comes after, so of two threads only the first succeeds; the
 other goes on from what that one published. A full history begins with `reset`,
 because the first prices of all are no longer held.
 
-Try: open a second window, and set its interval to 0.05 and this one's to 2. The
-lines are the same. After a minute press Start again: the chart is full at once.
+Try: open a second window, set its interval to 0.05 and this one's to 2, and
+press Start in both. The lines are the same, but one chart moves forty times as
+often as the other.
 
     curl -N "http://127.0.0.1:5000/stream/prices?interval=2"
 """

@@ -8,8 +8,9 @@ Notice: leaving is not stopping. The model goes on though nobody reads, and only
 a DELETE ends it. A question is paid for once, however often its answer is read,
 and with Redis it can be read from any server.
 
-Try: reload in mid-answer, or open the address of this page in a second window.
-Then ask, press Leave, wait a little, and press Come back.
+Try: with `flask run --reload`, ask, and reload in mid-answer: all of it is
+there. Then write `follow("answers", id, from_newest=True)`, save, ask, and
+reload: the words from before the reload are missing.
 
     curl -N $(curl -s --json '{"prompt": "Why?"}' http://127.0.0.1:5000/answers)
 """

@@ -8,8 +8,9 @@ Notice: every event has an id. If the connection drops while the server is
 thinking, the browser comes back and the thoughts go on where they were. After
 the answer there is nothing left, so a browser that comes back gets 204.
 
-Try: ask something. Then ask an empty question: the server answers 400, which
-ends an EventSource for good and does not tell the page why. `curl` shows it.
+Try: ask an empty question. The server answers 400, which ends an EventSource
+for good and does not tell the page why. In the Wire panel, `question=` without
+a value shows the sentence.
 
     curl -N "http://127.0.0.1:5000/stream/thinking?question=Why"
 """

@@ -1,0 +1,397 @@
+"""What a lesson says to try, tried: one sees what it says."""
+
+import json
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from conftest import NAMES, PROJECT, Server, wait_until
+from playwright.sync_api import Page, expect
+
+from demos import DEMOS
+from pages import lesson
+
+TRIED: dict[str, tuple[str, ...]] = {}
+LOST = "Nothing is left of it: the server that worked on it has gone."
+
+
+def tries(name: str, *words: str) -> Callable:
+    """Mark the test of what a lesson says to try, in these words of it."""
+    TRIED[name] = words
+    return lambda test: test
+
+
+class ReloadingServer(Server):
+    """A copy of the project, served so that it starts again when it changes."""
+
+    def __init__(self, folder: Path):
+        for path in filter(Path.is_file, PROJECT.iterdir()):
+            shutil.copy2(path, folder)
+        for name in ("demos", "templates", "static"):
+            shutil.copytree(PROJECT / name, folder / name)
+        self.folder = folder
+        super().__init__("flask run --reload", folder=folder)
+
+    def change(self, name: str, old: str, new: str) -> None:
+        """Change one place in a lesson's code, and wait for the restart."""
+        path = self.folder / "demos" / f"{name}.py"
+        docstring, code = path.read_text("utf-8").split('"""\n\n', 1)
+        assert code.count(old) == 1
+        starts = len(self.logged("Restarting with"))
+        code = code.replace(old, new)
+        path.write_text(f'{docstring}"""\n\n{code}', "utf-8")
+        wait_until(lambda: len(self.logged("Restarting with")) > starts)
+        wait_until(self._is_up)
+
+
+@pytest.fixture(scope="module")
+def reloading(tmp_path_factory) -> Iterator[ReloadingServer]:
+    """One for all tests: each changes only the file of its own lesson."""
+    server = ReloadingServer(tmp_path_factory.mktemp("project"))
+    yield server
+    server.stop()
+    with socket.create_server(("127.0.0.1", server.port)):
+        pass  # its child has let go of the port, too
+
+
+@pytest.fixture
+def reloading_page(page, reloading):
+    """Open the page of a lesson whose code can be changed."""
+
+    def open_lesson(name: str) -> Page:
+        page.goto(f"{reloading.url}/demos/{name}")
+        return page
+
+    return open_lesson
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def state(page: Page):
+    return page.locator("#state")
+
+
+def events_of(page: Page) -> list[dict]:
+    """Return the list to which each event that the page receives is added."""
+    events = []
+    session = page.context.new_cdp_session(page)
+    session.on(
+        "Network.eventSourceMessageReceived", lambda event: events.append(event)
+    )
+    session.send("Network.enable")
+    return events
+
+
+def wait_in(page: Page, condition: Callable[[], object]) -> None:
+    """Wait for what happens while the page's events are looked at."""
+    wait_until(lambda: condition() or page.wait_for_timeout(10))
+
+
+def send_wire(page: Page, path: str, body: str | None = None) -> None:
+    wire = page.locator("#wire")
+    if wire.get_attribute("open") is None:
+        wire.locator("summary").click()
+    wire.locator("[name=path]").fill(path)
+    if body is not None:
+        wire.locator("[name=body]").fill(body)
+    wire.get_by_role("button").click()
+
+
+def wire_row(page: Page, text: str):
+    row = page.locator("#wire pre > div").filter(has_text=text)
+    expect(row).to_have_count(1)
+    return row
+
+
+def wire_seconds(page: Page, text: str) -> float:
+    """Return when the bytes with this text arrived."""
+    return float(wire_row(page, text).inner_text().partition(" s,")[0])
+
+
+def milliseconds(page: Page) -> list[float]:
+    """Return what both sides of a comparison took."""
+    told = page.locator("#comparison output").all_text_contents()
+    return [float(text.partition(" ms")[0]) for text in told]
+
+
+@pytest.mark.parametrize("demo", DEMOS, ids=NAMES)
+def test_what_a_lesson_says_to_try_is_tried_here(demo):
+    words = TRIED.get(demo.bp.name)
+    assert words, "without a test that tries it"
+    assert [one for one in words if one not in lesson(demo).attempt] == []
+
+
+# The rest of it is test_page_that_does_not_close_is_stopped_by_204.
+@tries("hello", "set PAUSE_SECONDS to 2", "two seconds apart")
+def test_events_come_two_seconds_apart(reloading, reloading_page):
+    reloading.change("hello", "PAUSE_SECONDS = 0.7", "PAUSE_SECONDS = 2")
+    page = reloading_page("hello")
+    events = events_of(page)
+    press(page, "Start")
+    wait_in(page, lambda: len(events) == 2)
+    first, second = (event["timestamp"] for event in events)
+    assert 1.5 < second - first < 3
+
+
+@tries("numbers", "write `choose(10)` for `choose(100)`", "numbers below 10")
+def test_ids_go_on_with_other_numbers(reloading, reloading_page):
+    page = reloading_page("numbers")
+    events = events_of(page)
+    page.get_by_label("Interval in seconds").fill("0.1")
+    press(page, "Start")
+
+    def numbers() -> list[int]:
+        return [json.loads(event["data"])["number"] for event in events]
+
+    wait_in(page, lambda: any(number >= 10 for number in numbers()))
+    reloading.change("numbers", "choose(100)", "choose(10)")
+    wait_in(page, lambda: all(number < 10 for number in numbers()[-15:]))
+    ids = [int(event["eventId"]) for event in events]
+    assert ids == list(range(1, len(ids) + 1))
+    assert page.locator("#opened").text_content() == "2"
+    page.problems.clear()
+
+
+@tries("clock", "set the interval to 2", "two seconds before", "the next tick")
+def test_it_opens_at_once_and_cleans_up_at_a_tick(start, page):
+    server = start("flask run")
+    page.goto(f"{server.url}/demos/clock")
+    page.get_by_label("Interval in seconds").fill("2")
+    press(page, "Start")
+    expect(state(page)).to_have_text("open")
+    opened = time.monotonic()
+    expect(page.locator("#time")).to_contain_text("The time is")
+    ticked = time.monotonic()
+    assert ticked - opened > 1.5
+    press(page, "Stop")
+    wait_until(lambda: server.logged("clock: closed after 2 ticks"))
+    assert 1 < time.monotonic() - ticked < 3
+
+
+@tries("thinking", "ask an empty question", "answers 400", "`question=`")
+def test_a_refusal_ends_the_page_and_is_read_on_the_wire(lesson_page):
+    page = lesson_page("thinking")
+    page.get_by_label("Question").fill("")
+    with page.expect_response(lambda response: response.status == 400):
+        press(page, "Ask")
+    expect(state(page)).to_have_text("closed")
+    sentence = "question must have 1 to 200 characters."
+    assert sentence not in page.locator(".live").text_content()
+    send_wire(page, "/stream/thinking?question=")
+    wire_row(page, "status 400, application/json")
+    wire_row(page, sentence)
+    page.problems.clear()
+
+
+@tries("batch", "messages a second to 10000", "takes ten events a second")
+def test_ten_events_carry_as_much_as_ten_thousand(lesson_page):
+    page = lesson_page("batch")
+    page.get_by_label("Messages a second").fill("10000")
+    press(page, "Start")
+
+    def row(name: str) -> list[int]:
+        cells = page.get_by_role("row", name=name).locator("td")
+        texts = cells.all_text_contents()
+        return [int(text.replace(",", "")) for text in texts]
+
+    wait_until(lambda: all(row("events a second")))
+    wait_until(lambda: row("messages a second")[0] > 5000)
+    batched, each = row("events a second")
+    assert batched <= 10
+    assert each > 500 * batched
+
+
+@tries("completion", "write `Event(text.upper(), id=id)`", "in capitals")
+def test_the_answer_comes_in_capitals(reloading, reloading_page):
+    reloading.change("completion", "Event(text, id", "Event(text.upper(), id")
+    page = reloading_page("completion")
+    press(page, "Ask")
+    answer = page.locator("#answer")
+    expect(answer).to_contain_text("IN **FLASK**, A GENERATOR")
+    assert answer.text_content().isupper()
+    asked = {"role": "user", "content": page.locator("#prompt").input_value()}
+    body = json.dumps({"messages": [asked]}).encode()
+    with reloading.post("/v1/chat/completions", body) as client:
+        assert b"In **Flask**, a generator" in client.read()
+
+
+@tries("chat", "send “Attack this page”", "press Compare", "far more slowly")
+def test_scripts_are_text_and_appending_is_faster(start, page):
+    server = start("flask run", FLASK_OFFLINE_WORD_SECONDS="0")
+    page.goto(f"{server.url}/demos/chat")
+    page.get_by_label("Message").fill("Attack this page")
+    press(page, "Send")
+    answer = page.locator("#log .answer")
+    expect(answer).to_contain_text("the answer goes on.")
+    for text in ("<img src=", "</script>", "onerror="):
+        assert text in answer.text_content()
+    assert answer.locator("*").count() == 0
+    press(page, "Compare")
+    right, wrong = milliseconds(page)
+    assert wrong > 5 * right
+
+
+@tries("post", "add `?interval=2`", "two seconds after", "a 400")
+def test_the_wire_shows_the_pause_and_the_refusal(lesson_page):
+    page = lesson_page("post")
+    send_wire(page, "/api/sse?interval=2")
+    second = wire_seconds(page, '"key":"city"')
+    assert 1.5 < second - wire_seconds(page, "event: request") < 3
+    send_wire(page, "/api/sse?interval=2", '{"city": "Paris"')
+    wire_row(page, "status 400, application/json")
+    wire_row(page, "The body must be a JSON object")
+    page.problems.clear()
+
+
+@tries("markdown", "set DRAW_SECONDS to 1", "once a second", "press Attack")
+def test_the_answer_grows_once_a_second(reloading, reloading_page):
+    reloading.change("markdown", "DRAW_SECONDS = 0.1", "DRAW_SECONDS = 1")
+    page = reloading_page("markdown")
+    events = events_of(page)
+    press(page, "Example")
+
+    def pauses() -> list[float]:
+        times = [event["timestamp"] for event in events]
+        gaps = map(float.__sub__, times[1:], times)
+        return [gap for gap in gaps if gap > 0.5]
+
+    wait_in(page, lambda: len(pauses()) == 2)
+    assert all(0.7 < pause < 2 for pause in pauses())
+    press(page, "Attack")
+    expect(page.locator("#blocked > *").first).to_be_visible()
+    press(page, "Compare")
+    right, wrong = milliseconds(page)
+    assert right < wrong
+
+
+@tries("html", "set “What fails” to mail", "After two seconds", "the rest")
+def test_one_part_fails_and_stop_stops_the_work(start, page):
+    server = start("flask run")
+    page.goto(f"{server.url}/demos/html")
+    page.get_by_label("What fails").select_option("mail")
+    began = time.monotonic()
+    press(page, "Start")
+    frame = page.frame_locator("#frame")
+    expect(frame.locator("#mail-part")).to_have_text(
+        "mail: This part has failed."
+    )
+    assert 1.9 < time.monotonic() - began < 3
+    assert server.logged("^OSError: It cannot be reached.$")
+    expect(state(page)).to_have_text(re.compile("^closed after 3"))
+    for name in ("weather", "trains"):
+        expect(frame.locator(f"#{name}-part")).to_contain_text("Ready after")
+    press(page, "Start")
+    frame.get_by_text("is on its way").first.wait_for()
+    press(page, "Stop")
+    wait_until(lambda: server.logged("html: mail stopped"))
+
+
+@tries("notifications", 'delete "alert" from LEVELS', "`reset` says so")
+def test_what_memory_held_is_gone_and_an_alert_is_refused(
+    reloading, reloading_page
+):
+    page = reloading_page("notifications")
+    press(page, "Start")
+    expect(page.locator("#readers output")).to_have_text(["open"] * 2)
+    press(page, "Send")
+    expect(page.locator("#readers .info")).to_have_count(2)
+    reloading.change("notifications", ', "alert")', ")")
+    expect(page.locator("#readers .gap")).to_have_count(2)
+    page.get_by_label("Text").fill("Fire")
+    page.get_by_label("Level").select_option("alert")
+    press(page, "Send")
+    problem = page.get_by_role("alert")
+    expect(problem).to_have_text("level must be one of info, warning.")
+    page.problems.clear()
+
+
+@tries("prices", "interval to 0.05 and this one's to 2", "forty times as often")
+def test_two_windows_draw_the_same_at_their_own_pace(page, lesson_page, site):
+    lesson_page("prices")
+    received = []
+    with closing(page.context.new_page()) as second:
+        second.goto(page.url)
+        for window, interval in ((second, "0.05"), (page, "2")):
+            received.append(events_of(window))
+            window.get_by_label("Interval in seconds").fill(interval)
+            press(window, "Start")
+        all_steps, some = received
+        wait_in(page, lambda: len(messages(some)) >= 2)
+        wait_in(
+            second, lambda: messages(some).keys() <= messages(all_steps).keys()
+        )
+    every, few = messages(all_steps), messages(some)
+    assert few.items() <= every.items()
+    before, after = list(few)[-2:]
+    ids = list(every)
+    assert ids.index(after) - ids.index(before) == 40
+
+
+def messages(events: list[dict]) -> dict[str, str]:
+    """Return the data of each event of the type `message` by its id."""
+    return {
+        event["eventId"]: event["data"]
+        for event in events
+        if event["eventName"] == "message"
+    }
+
+
+@tries("progress", "500 steps, set STEP_SECONDS to 0.02", "ten times as fast")
+def test_a_task_ends_with_its_process_and_the_next_is_faster(
+    reloading, reloading_page
+):
+    page = reloading_page("progress")
+    page.get_by_label("Steps", exact=True).fill("500")
+    press(page, "Start")
+    page.get_by_text(re.compile(r"^Step \d+ of 500$")).wait_for()
+    reloading.change("progress", "STEP_SECONDS = 0.2", "STEP_SECONDS = 0.02")
+    end = page.locator("#end")
+    expect(end).to_have_text(LOST)
+    events = events_of(page)
+    press(page, "Start")
+    wait_in(page, lambda: len(events) > 40)
+    assert events[40]["timestamp"] - events[0]["timestamp"] < 3
+    page.problems.clear()
+
+
+@tries("document", "write `pass` for `return stale(current)`", "overwrites")
+def test_without_the_check_a_text_is_overwritten(reloading, page):
+    reloading.change("document", "return stale(current)", "pass")
+    with closing(page.context.new_page()) as second:
+        windows = {"First": page, "Second": second}
+        for text, window in windows.items():
+            window.goto(f"{reloading.url}/demos/document")
+            press(window, "Start")
+            expect(state(window)).to_have_text("open")
+            window.get_by_label("The document").fill(text)
+        for window in windows.values():
+            press(window, "Save")
+            expect(window.locator("#problem")).to_have_text("Saved.")
+            expect(window.locator("#both")).to_be_hidden()
+        expect(page.get_by_label("The document")).to_have_value("Second")
+
+
+@tries("resume", "reload in mid-answer", "from_newest=True", "are missing")
+def test_a_reload_shows_all_or_only_the_newest(
+    reloading, reloading_page, lesson_page
+):
+    old, new = (
+        'follow("answers", id)',
+        'follow("answers", id, from_newest=True)',
+    )
+    reloading.change("resume", old, new)
+    for open_page, is_whole in ((lesson_page, True), (reloading_page, False)):
+        page = open_page("resume")
+        press(page, "Ask")
+        answer = page.locator("#answer")
+        expect(answer).to_contain_text("A browser **reconnects")
+        page.reload()
+        expect(answer).to_contain_text("remembers the last one")
+        assert answer.text_content().startswith("A browser") == is_whole
