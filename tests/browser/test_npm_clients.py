@@ -1,13 +1,10 @@
 """The npm packages that read event streams from `fetch` read ours."""
 
 import json
-import os
-import subprocess
-import tarfile
 from pathlib import Path
 
+import npm
 import pytest
-from conftest import need
 
 PACKAGES = {
     "@microsoft/fetch-event-source": "2.0.1",
@@ -78,24 +75,7 @@ clients = pytest.mark.parametrize("client", PACKAGES)
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory) -> Path:
     """A folder with the files of each package."""
-    npm, folder = need("npm"), tmp_path_factory.mktemp("npm")
-    names = [f"{name}@{version}" for name, version in PACKAGES.items()]
-    packed = subprocess.run(
-        [npm, "pack", *names, "--prefer-offline", "--loglevel=error"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    if packed.returncode and not os.environ.get("CI"):
-        pytest.skip("needs the npm registry")
-    assert packed.returncode == 0, packed.stderr
-    for name, version in PACKAGES.items():
-        stem = name.removeprefix("@").replace("/", "-")
-        with tarfile.open(folder / f"{stem}-{version}.tgz") as files:
-            # Python before 3.11.4 has no filters, 3.14 asks for one.
-            files.extraction_filter = lambda member, path: member
-            files.extractall(folder / name)
-    return folder
+    return npm.unpack(PACKAGES, tmp_path_factory.mktemp("npm"))
 
 
 @pytest.fixture

@@ -1,0 +1,208 @@
+"""Every page for those who see, hear or type in another way."""
+
+import re
+
+import npm
+import pytest
+from conftest import NAMES, Server
+from playwright.sync_api import expect
+
+from app import app as application
+
+AXE_CORE = "4.14.1"
+ERROR = "/demos/nope"
+LESSONS = [f"/demos/{name}" for name in NAMES]
+PATHS = [
+    *(
+        rule.rule
+        for rule in application.url_map.iter_rules()
+        if rule.endpoint.startswith("pages.") and not rule.arguments
+    ),
+    *LESSONS,
+    ERROR,
+]
+MOST_STOPS = 100
+RUN_AXE = """
+async (kinds) => {
+  const rules = { "target-size": { enabled: true } }; // WCAG 2.2, else off
+  const results = await axe.run({ rules, resultTypes: kinds });
+  return kinds.flatMap((kind) => results[kind]).flatMap(
+    ({ id, nodes }) => nodes.map(({ target }) => [id, target.join(" ")]),
+  );
+}
+"""
+OPEN_PANELS = """
+() => document.querySelectorAll("details").forEach((panel) => {
+  panel.open = true;
+})
+"""
+LIVE_TEXT = """
+() => {
+  const live = document.querySelector(".live").cloneNode(true);
+  live.querySelectorAll("output").forEach((output) => output.remove());
+  const frame = document.querySelector("iframe")?.contentDocument.body;
+  return live.textContent + (frame?.textContent ?? "");
+}
+"""
+# What is scrolled out of sight, hidden or moving, axe cannot judge; and it
+# takes the canvas of a frame for white.
+SHOW_ALL = """
+() => {
+  for (const box of document.querySelectorAll("pre, .log, .big")) {
+    const still = box.cloneNode(true);
+    still.style.height = "auto";
+    box.replaceWith(still);
+  }
+  for (const part of document.querySelectorAll("[hidden]")) {
+    part.hidden = false;
+  }
+  for (const { contentDocument } of document.querySelectorAll("iframe")) {
+    contentDocument.documentElement.style.background = "Canvas";
+  }
+}
+"""
+INTERACTIVE = """
+() => [...document.querySelectorAll(
+  "a[href], button, input, select, textarea, summary, iframe, [tabindex='0']",
+)].filter((element) => element.checkVisibility() && !element.disabled)
+  .map((element) => element.outerHTML.slice(0, 60))
+"""
+FOCUSED = """
+() => {
+  const element = document.activeElement;
+  if (element === document.body) return [];
+  const isOutlined = getComputedStyle(element).outlineStyle !== "none";
+  return [element.outerHTML.slice(0, 60), isOutlined];
+}
+"""
+IS_OPEN = "() => document.activeElement.parentElement.open"
+
+pages = pytest.mark.parametrize("path", PATHS)
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The app, whose answers come at once."""
+    running = Server("flask run", FLASK_OFFLINE_WORD_SECONDS="0")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def open_page(page, site):
+    def open_page(path):
+        page.goto(f"{site.url}{path}")
+        return page
+
+    yield open_page
+    if page.url.endswith(ERROR):
+        page.problems.clear()
+
+
+@pytest.fixture(scope="module")
+def axe_core(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("npm")
+    npm.unpack({"axe-core": AXE_CORE}, folder)
+    return folder / "axe-core/package/axe.min.js"
+
+
+@pytest.fixture
+def check(page, axe_core):
+    """Return what axe finds on the page in light and dark."""
+    page.add_init_script(path=axe_core)  # in frames as well
+
+    def check(*kinds, schemes=("light", "dark")):
+        found = []
+        for scheme in schemes:
+            page.emulate_media(color_scheme=scheme)
+            found += page.evaluate(RUN_AXE, kinds)
+        return found
+
+    return check
+
+
+def start(page):
+    """Start the live part, and return when something, or all, has arrived."""
+    before = page.evaluate(LIVE_TEXT)
+    page.locator(".live button").first.press("Enter")
+    for form in page.locator("#compose, #edit").all():  # silent until then
+        expect(page.locator("#state")).to_have_text("open")
+        form.locator("#text").fill("Hello")
+        form.get_by_role("button").click()
+    has_changed = f"(before) => ({LIVE_TEXT})() !== before"
+    page.wait_for_function(has_changed, arg=before)
+    expect(page.locator(".live [aria-busy=true]")).to_have_count(0)
+
+
+@pages
+def test_axe_finds_nothing_before_and_after_events_arrive(
+    check, open_page, path
+):
+    page = open_page(path)
+    page.evaluate(OPEN_PANELS)
+    assert check("violations", schemes=["light"]) == []
+    if path in LESSONS:
+        start(page)
+    page.evaluate(SHOW_ALL)
+    assert check("violations", "incomplete") == []
+
+
+def test_axe_tells_faults_and_what_it_cannot_judge(check, page, site):
+    html = """<!doctype html><html lang="en"><title>A</title><main><h1>A</h1>
+        <iframe title="B" srcdoc="<h2>B</h2><button></button>"></iframe>
+        <p style="background: url(/static/icon.svg)">C</p></main>"""
+    page.route("**/*", lambda route: route.fulfill(body=html))
+    page.goto(site.url)
+    assert check("violations", "incomplete", schemes=["light"]) == [
+        ["button-name", "iframe button"],
+        ["color-contrast", "p"],
+    ]
+
+
+def tab_through(page):
+    """Open every panel on the way; return what got focus, until it leaves."""
+    stops = []
+    while len(stops) < MOST_STOPS:
+        page.keyboard.press("Tab")
+        stop = page.evaluate(FOCUSED)
+        if not stop:
+            break
+        stops.append(stop)
+        if stop[0].startswith("<summary"):
+            open_with_keys(page)
+    return stops
+
+
+def open_with_keys(page):
+    was_open = page.evaluate(IS_OPEN)
+    page.keyboard.press("Enter")
+    assert page.evaluate(IS_OPEN) != was_open
+    page.keyboard.press("Space")
+    assert page.evaluate(IS_OPEN) == was_open
+    if not was_open:
+        page.keyboard.press("Enter")
+
+
+@pages
+def test_tab_alone_reaches_everything_in_order_and_shows_where(open_page, path):
+    page = open_page(path)
+    stops = tab_through(page)
+    assert [html for html, _ in stops] == page.evaluate(INTERACTIVE)
+    # A frame that has the focus matches no selector.
+    plain = [html for html, is_outlined in stops if not is_outlined]
+    assert [html for html in plain if not html.startswith("<iframe")] == []
+
+
+def test_space_stops_what_enter_has_started(open_page):
+    page = open_page("/demos/numbers")
+    start(page)
+    expect(page.locator("#state")).to_have_text("open")
+    page.get_by_role("button", name="Stop").press("Space")
+    expect(page.locator("#state")).to_have_text("closed")
+
+
+@pages
+def test_the_only_h1_says_what_the_title_says(client, path):
+    page = client.get(path, headers={"Accept": "text/html"}).text
+    (title,) = re.findall("<title>(.+)</title>", page)
+    assert re.findall("<h1>(.+)</h1>", page) == [title]
