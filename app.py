@@ -36,6 +36,7 @@ MODEL_LESSONS = {
     if hasattr(demo, "refuse_other_sites")
 }
 MEDIA_TYPES = ("application/json", "text/html")
+WAITING_VIEWS = ("stream", "long_poll", "socket")
 RETRY_AFTER_SECONDS = 5
 
 
@@ -106,7 +107,7 @@ def explain(error: HTTPException) -> Response:
 def limit_streams(app: Flask) -> None:
     """Answer 503 while MAX_STREAMS streams are open in this process.
 
-    A view called `stream`, and whatever asks the model, takes a place before it
+    A view that goes on, and whatever asks the model, takes a place before it
     does any work, and frees it as soon as its response is closed. To stop an
     answer is always possible.
     """
@@ -115,8 +116,8 @@ def limit_streams(app: Flask) -> None:
     @app.before_request
     def take_place() -> None:
         view = (request.endpoint or "").rpartition(".")[2]
-        asks_model = request.blueprint in MODEL_LESSONS
-        if request.method != "DELETE" and (view == "stream" or asks_model):
+        waits = view in WAITING_VIEWS or request.blueprint in MODEL_LESSONS
+        if request.method != "DELETE" and waits:
             if not places.acquire(blocking=False):
                 raise ServiceUnavailable(
                     "Too many streams are open. Try again in a few seconds.",
@@ -126,7 +127,7 @@ def limit_streams(app: Flask) -> None:
 
     @app.after_request
     def give_back_when_closed(response: Response) -> Response:
-        if "give_place_back" in g:
+        if "give_place_back" in g and response.is_streamed:
             response.call_on_close(g.pop("give_place_back"))
         return response
 

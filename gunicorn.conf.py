@@ -16,8 +16,8 @@ settings = read_settings(os.environ)
 class StreamingWorker(GeventWorker):
     """gunicorn's gevent worker, and an end of its event streams when it stops.
 
-    Without it the worker waits for them, until it is killed half a minute
-    later and no `finally` has run.
+    Without it the worker waits for them, and for WebSockets, until it is killed
+    half a minute later and no `finally` has run.
     """
 
     def __init__(self, *args):
@@ -34,9 +34,11 @@ class StreamingWorker(GeventWorker):
 
     def handle_request(self, *args):
         try:
-            return super().handle_request(*args)
+            super().handle_request(*args)
         finally:
             self.environs.pop(gevent.getcurrent(), None)
+        if gevent.getcurrent() not in self.clients:
+            raise StopIteration  # it was ended: no request can follow
 
     def load_wsgi(self):
         super().load_wsgi()
@@ -49,6 +51,9 @@ class StreamingWorker(GeventWorker):
                     environ["sse.is_event_stream"] = True
                 return start_response(status, headers, exc_info)
 
+            # A WebSocket, which nothing else would end either.
+            if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
+                environ["sse.is_event_stream"] = True
             self.environs[gevent.getcurrent()] = environ
             return app(environ, start)
 

@@ -1,0 +1,656 @@
+import json
+import select
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+from conftest import COMMANDS, read_until, wait_until
+from playwright.sync_api import expect
+
+from demos.before_sse import ticking
+from sse import parse_events
+
+HANDSHAKE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec_WebSocket_Version": "13",
+    "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+NO_HANDSHAKE = {"error": "Here a WebSocket handshake is expected."}
+CONTINUED, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+STREAM = "/stream/before_sse"
+ROWS = ("poll", "long", "socket", "stream")
+
+commands = pytest.mark.parametrize("command", COMMANDS.values())
+
+
+@pytest.fixture
+def server(server):
+    """The app under each server. Its log never shows a traceback."""
+    length = len(server.log)
+    yield server
+    assert "Traceback" not in "\n".join(server.log[length:])
+
+
+def newest(interval):
+    return int(time.time() / interval)
+
+
+def open_socket(server, query="interval=10", **headers):
+    return server.get(f"/socket?{query}", **HANDSHAKE | headers)
+
+
+def frames(client):
+    """Yield the opcode and the payload of each frame as it arrives."""
+    while head := client.response.fp.read(2):
+        size = head[1]
+        if size == 126:
+            size = int.from_bytes(client.response.fp.read(2), "big")
+        yield head[0] & 15, client.response.fp.read(size)
+
+
+def frame(opcode, payload=b"", is_last=True):
+    """Return a frame as a browser sends it, masked with zeros."""
+    size = len(payload)
+    length = (
+        bytes([size | 128]) if size < 126 else struct.pack("!BH", 254, size)
+    )
+    return (
+        bytes([opcode | (128 if is_last else 0)]) + length + bytes(4) + payload
+    )
+
+
+def say(client, *frames):
+    client.sock.sendall(b"".join(frames))
+
+
+def by_polls(path):
+    def ticks(server, interval, after):
+        while True:
+            query = f"interval={interval}&after={after}"
+            with server.get(f"{path}?{query}") as client:
+                answer = json.loads(client.read())
+            yield from answer["ticks"]
+            after = answer["newest"]
+
+    return ticks
+
+
+def by_socket(server, interval, after):
+    query = f"interval={interval}&after={after}"
+    with open_socket(server, query) as client:
+        messages = (json.loads(payload) for _, payload in frames(client))
+        assert list(next(messages)) == ["asked_bytes"]
+        yield from messages
+
+
+def by_stream(server, interval, after):
+    query = f"interval={interval}&after={after}"
+    with server.get(f"{STREAM}?{query}") as client:
+        told = parse_events(client.chunks())
+        assert next(told).event == "asked"
+        for event in told:
+            tick = json.loads(event.data)
+            assert event.id == str(tick["n"])
+            yield tick
+
+
+WAYS = {
+    "poll": by_polls("/poll"),
+    "long-poll": by_polls("/long-poll"),
+    "socket": by_socket,
+    "stream": by_stream,
+}
+
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+def test_no_tick_comes_early_however_early_sleep_returns():
+    clock, slept = [100.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        clock[0] += min(seconds, 0.25)
+
+    ticks = ticking(0.5, 199, now=lambda: clock[0], sleep=sleep)
+    assert next(ticks) == {"n": 200, "at": 100.0}
+    assert slept == []
+    assert next(ticks) == {"n": 201, "at": 100.5}
+    assert slept == [0.5, 0.25]
+    assert clock == [100.5]
+
+
+def test_sends_exactly_these_bytes(server):
+    n = newest(2.5)
+    path = f"{STREAM}?interval=2.5&after={n - 1}"
+    asked = (
+        f"GET {path} HTTP/1.1\r\n"
+        f"Host: 127.0.0.1:{server.port}\r\n"
+        "Accept-Encoding: identity\r\n"
+        "\r\n"
+    )
+    expected = (
+        b":\nevent: asked\n"
+        b'data: {"asked_bytes":%d}\n\n'
+        b"id: %d\n"
+        b'data: {"n":%d,"at":%.1f}\n\n' % (len(asked), n, n, n * 2.5)
+    )
+    with server.get(path) as client:
+        assert read_until(client.chunks(), expected).startswith(expected)
+
+
+def test_brings_the_same_events_by_all_four_ways(server):
+    after = newest(0.1) - 3
+    expected = [
+        {"n": n, "at": round(n * 0.1, 3)} for n in range(after + 1, after + 8)
+    ]
+    for way in WAYS.values():
+        ticks = way(server, 0.1, after)
+        assert [next(ticks) for _ in expected] == expected
+        ticks.close()
+
+
+def test_a_long_poll_is_answered_when_the_next_event_happens(server):
+    after = newest(0.5)
+    at = (after + 1) * 0.5
+    with server.get(f"/long-poll?interval=0.5&after={after}") as client:
+        answer = json.loads(client.read())
+    assert answer["ticks"][0] == {"n": after + 1, "at": at}
+    assert at <= answer["now"] < at + 0.5
+
+
+@ways
+def test_goes_back_at_most_100_events(server, way):
+    before = newest(1)
+    ticks = way(server, 1, 0)
+    assert before - 99 <= next(ticks)["n"] <= newest(1) - 99
+    ticks.close()
+
+
+@ways
+def test_takes_a_future_event_for_the_newest(server, way):
+    before = newest(0.1)
+    ticks = way(server, 0.1, 10**15)
+    assert before < next(ticks)["n"] <= newest(0.1)
+    ticks.close()
+
+
+@pytest.mark.parametrize(
+    ("last", "back"), [("{}", 3), ("x", 5), ("-1", 5), ("", 5), ("9" * 16, 5)]
+)
+def test_the_last_event_id_comes_before_the_query(server, last, back):
+    now = newest(1)
+    path = f"{STREAM}?interval=1&after={now - 5}"
+    with server.get(path, Last_Event_ID=last.format(now - 3)) as client:
+        told = parse_events(client.chunks())
+        assert next(told).event == "asked"
+        assert next(told).id == str(now - back + 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("/poll", "no-store"), ("/long-poll", "no-store"), (STREAM, "no-cache")],
+)
+def test_no_cache_keeps_an_answer(server, path, value):
+    with server.get(f"{path}?interval=0.01") as client:
+        assert client.header("Cache-Control") == value
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/poll", {}),
+        ("/long-poll", {}),
+        ("/socket", HANDSHAKE),
+        (STREAM, {}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        *(
+            ("interval", value, "a number from 0.01 to 10")
+            for value in ("0", "0.009", "10.1", "nan", "x", "")
+        ),
+        *(
+            ("after", value, "an integer from 0 to 1000000000000000")
+            for value in ("-1", "1.5", "1000000000000001", "x", "")
+        ),
+    ],
+)
+def test_refuses_what_is_out_of_range(
+    server, path, headers, name, value, allowed
+):
+    with server.get(f"{path}?{name}={value}", **headers) as client:
+        assert client.status == 400
+        sentence = json.loads(client.read())["error"]
+    assert sentence == f"{name} must be {allowed}, not {value!r}."
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Connection": "Upgrade", "Upgrade": "websocket"},
+        HANDSHAKE | {"Sec_WebSocket_Version": "12"},
+        HANDSHAKE | {"Upgrade": "h2c"},
+    ],
+    ids=["no handshake", "no key", "another version", "another protocol"],
+)
+def test_says_that_it_expects_a_handshake(server, headers):
+    with server.get("/socket", **headers) as client:
+        assert client.status == 400
+        assert json.loads(client.read()) == NO_HANDSHAKE
+
+
+@pytest.mark.parametrize(
+    "too_much",
+    [
+        [frame(TEXT, b"xx")],
+        [frame(BINARY, b"x" * 600)],
+        [frame(TEXT, b"x", is_last=False), frame(CONTINUED, b"x")],
+    ],
+    ids=["text", "binary", "in two frames"],
+)
+def test_a_message_of_more_than_a_byte_ends_the_socket(server, too_much):
+    with open_socket(server, "interval=0.05") as client:
+        received = frames(client)
+        assert b"asked_bytes" in next(received)[1]
+        say(client, frame(TEXT, b"x"), frame(PING, b"still there?"))
+        assert (PONG, b"still there?") in received
+        say(client, *too_much)
+        *_, (opcode, payload) = received
+        assert opcode == CLOSE
+        assert int.from_bytes(payload[:2], "big") == 1009
+
+
+def test_nothing_follows_the_answer_to_a_close_frame(server):
+    with open_socket(server) as client:
+        assert client.status == 101
+        say(client, frame(CLOSE, b"\x03\xe8"))
+        *_, last = frames(client)
+        assert last == (CLOSE, b"\x03\xe8")
+
+
+def test_messages_make_no_event_early(server):
+    with open_socket(server, "interval=0.2") as client:
+        received = frames(client)
+        assert b"asked_bytes" in next(received)[1]
+        for _ in range(3):
+            say(client, frame(TEXT, b"x") * 20)
+            tick = json.loads(next(received)[1])
+            assert tick["at"] <= time.time() < tick["at"] + 0.2
+
+
+@pytest.mark.parametrize("opcode", [TEXT, PONG])
+def test_a_client_that_says_much_keeps_nobody_waiting(server, opcode):
+    burst = frame(opcode, b"x") * 1000
+
+    def say_much(client):
+        with suppress(OSError):
+            while True:
+                say(client, burst)
+
+    with open_socket(server) as client:
+        received = frames(client)
+        next(received)
+        speaker = threading.Thread(target=say_much, args=(client,))
+        speaker.start()
+        with server.get("/poll") as other:
+            assert other.status == 200
+        assert speaker.is_alive()
+        client.sock.shutdown(socket.SHUT_RDWR)
+        speaker.join()
+
+
+def leave(client):
+    client.close()
+
+
+def leave_with_a_close_frame(client):
+    say(client, frame(CLOSE))
+    assert CLOSE in (opcode for opcode, _ in frames(client))
+    client.close()
+
+
+def leave_with_a_reset(client):
+    linger = struct.pack("ii", 1, 0)
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    client.close()
+
+
+def status(client):
+    with client:
+        return client.status
+
+
+@commands
+def test_a_browser_that_leaves_frees_its_place_at_once(start, command):
+    server = start(command, FLASK_MAX_STREAMS="2")
+
+    def is_let_in(leave):
+        client = open_socket(server)
+        if client.status == 101:
+            leave(client)
+            return True
+        client.close()
+        return False
+
+    with open_socket(server) as one, open_socket(server) as other:
+        assert one.status == other.status == 101
+        assert status(open_socket(server)) == 503
+        assert status(server.get("/long-poll")) == 503
+        assert status(server.get(STREAM)) == 503
+        assert status(server.get("/poll")) == 200
+    for _ in range(10):
+        for way in (leave, leave_with_a_close_frame, leave_with_a_reset):
+            wait_until(lambda way=way: is_let_in(way), 2)
+    for _ in range(10):
+        wait_until(lambda: status(server.get("/poll")) == 200)
+        path = "/long-poll?interval=0.01"
+        wait_until(lambda path=path: status(server.get(path)) == 200, 2)
+        server.get("/long-poll?interval=0.1").close()
+        assert status(server.get("/socket")) == 400
+        assert status(server.get("/long-poll?interval=x")) in (400, 503)
+
+    def both_places_are_free():
+        with open_socket(server) as one, open_socket(server) as other:
+            return one.status == other.status == 101
+
+    wait_until(both_places_are_free, 2)
+    assert server.logged("Traceback") == []
+
+
+@commands
+def test_a_browser_that_leaves_during_the_handshake_is_no_error(start, command):
+    server = start(command, FLASK_MAX_STREAMS="1")
+    for _ in range(10):
+        leave_with_a_reset(open_socket(server, "interval=0.01"))
+
+    def is_let_in():
+        return status(open_socket(server)) == 101
+
+    wait_until(is_let_in)
+    assert server.logged("Traceback") == []
+
+
+@pytest.mark.parametrize("upgrade", ["websocket", "WebSocket"])
+def test_open_sockets_do_not_delay_a_stop(start, upgrade):
+    server = start("gunicorn")
+    clients = [open_socket(server, Upgrade=upgrade) for _ in range(20)]
+    for client in clients:
+        assert client.status == 101
+    begin = time.monotonic()
+    server.stop()
+    assert time.monotonic() - begin < 3
+    for client in clients:
+        client.close()
+    assert server.logged("Traceback|ERROR") == []
+
+
+class Row(NamedTuple):
+    """What the page shows of one way."""
+
+    requests: int
+    bytes: int
+    events: int
+    delay: int | None
+
+
+def rows(page):
+    """Return what the page shows of the four ways at one moment."""
+    table = page.evaluate(
+        "ids => ids.map(id => [...document.getElementById(id).cells]"
+        ".slice(1).map(cell => cell.textContent))",
+        ROWS,
+    )
+    numbers = [
+        [None if text == "–" else int(text) for text in row] for row in table
+    ]
+    return dict(zip(ROWS, (Row(*row) for row in numbers), strict=True))
+
+
+def begin(page, interval="0.1", every="0.3"):
+    page.get_by_label("An event every").fill(interval)
+    page.get_by_label("A poll every").fill(every)
+    page.get_by_role("button", name="Start").click()
+
+
+def stop(page):
+    page.get_by_role("button", name="Stop").click()
+    assert page.locator("#state").text_content() == "closed"
+    return rows(page)
+
+
+def wait_for_events(page, count):
+    wait_until(lambda: all(row.events >= count for row in rows(page).values()))
+
+
+def assert_no_event_is_missing(shown, every):
+    """Each way has all but what the last poll has not brought yet."""
+    counts = {row: shown[row].events for row in ROWS}
+    assert abs(counts["socket"] - counts["stream"]) <= 1
+    assert abs(counts["long"] - counts["stream"]) <= 2
+    assert -1 <= counts["stream"] - counts["poll"] <= every + 2
+
+
+@dataclass
+class Exchange:
+    """A request and what has come of its response, with the bytes of both."""
+
+    method: str
+    path: str
+    size: int = 0
+    is_answered: bool = False
+
+
+class Relay:
+    """Stands between a browser and the app, and counts the bytes of each way.
+
+    The app closes each connection after its response, so a connection is one
+    request. It counts until the browser leaves, or says that it will.
+    """
+
+    def __init__(self, port):
+        self._app = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.exchanges = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                browser, _ = self._listener.accept()
+                threading.Thread(
+                    target=self._pass_on, args=(browser,), daemon=True
+                ).start()
+
+    def _pass_on(self, browser):
+        with browser, socket.create_connection(self._app) as app:
+            if not (piece := browser.recv(65536)):
+                return
+            exchange = Exchange(*piece.decode().split(" ", 2)[:2])
+            self.exchanges.append(exchange)
+            to, readable = app, []
+            while piece and browser not in readable:
+                to.sendall(piece)
+                exchange.size += len(piece)
+                exchange.is_answered = to is browser
+                to = browser
+                readable, _, _ = select.select([browser, app], [], [])
+                piece = app.recv(65536) if app in readable else b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def test_the_bytes_on_the_page_are_those_on_the_wire(page, site):
+    with Relay(site.port) as relay:
+        page.goto(f"{relay.url}/demos/before_sse")
+        begin(page)
+        wait_for_events(page, 40)
+        shown = stop(page)
+        exchanges = [one for one in relay.exchanges if one.method == "GET"]
+    polls = [one for one in exchanges if one.path.startswith("/poll?")]
+    counted = {
+        "poll": [one for one in polls[1:] if one.is_answered],
+        "long": [
+            one
+            for one in exchanges
+            if one.path.startswith("/long-poll?") and one.is_answered
+        ],
+        "socket": [one for one in exchanges if one.path.startswith("/socket?")],
+        "stream": [one for one in exchanges if one.path.startswith(STREAM)],
+    }
+    for row, some in counted.items():
+        requests = shown[row].requests
+        assert requests in (len(some), len(some) - 1)  # Stop may come between
+        size = sum(one.size for one in some[:requests])
+        assert shown[row].bytes == pytest.approx(size, rel=0.03), row
+
+
+def test_four_ways_bring_the_same_and_only_polls_ask_again(lesson_page):
+    page = lesson_page("before_sse")
+    begin(page, every="0.5")
+    wait_for_events(page, 10)
+    early = rows(page)
+    wait_for_events(page, 20)
+    shown = stop(page)
+    assert_no_event_is_missing(shown, every=5)
+    assert shown["socket"].requests == shown["stream"].requests == 1
+    assert shown["poll"].requests > early["poll"].requests > 1
+    assert shown["long"].requests >= early["long"].requests + 8
+    assert shown["poll"].requests < shown["poll"].events / 2
+    for row in ("long", "socket", "stream"):
+        assert shown[row].delay < 500
+        assert shown[row].delay < shown["poll"].delay
+        assert shown[row].bytes > early[row].bytes
+    assert shown["long"].bytes > 5 * shown["stream"].bytes
+
+
+def test_a_clock_that_is_an_hour_ahead_changes_no_delay(page, site):
+    page.add_init_script(
+        "const now = Date.now; Date.now = () => now() + 3_600_000"
+    )
+    page.goto(f"{site.url}/demos/before_sse")
+    begin(page)
+    wait_for_events(page, 5)
+    for row in stop(page).values():
+        assert -50 < row.delay < 500
+
+
+def test_stop_stops_all_four_and_start_starts_anew(lesson_page, site):
+    page = lesson_page("before_sse")
+    requests, sockets = [], []
+    page.on("request", lambda one: requests.append(one))
+    page.on("websocket", lambda one: sockets.append(one))
+    begin(page)
+    wait_for_events(page, 15)
+    shown = stop(page)
+    asked = len(requests)
+    later = by_stream(site, 0.1, newest(0.1))
+    for _ in range(15):
+        next(later)
+    later.close()
+    assert rows(page) == shown
+    assert len(requests) == asked
+    assert [one.is_closed() for one in sockets] == [True]
+
+    page.get_by_role("button", name="Start").dblclick()
+    wait_for_events(page, 5)
+    anew = stop(page)
+    for row in ROWS:
+        assert anew[row].events < shown[row].events
+    assert anew["socket"].requests == anew["stream"].requests == 1
+    assert_no_event_is_missing(anew, every=3)
+
+
+def test_all_four_go_on_after_a_restart_and_lose_no_event(start, page):
+    server = start("flask run")
+    ticks = []
+
+    def keep(payload):
+        ticks.append(json.loads(payload))
+
+    page.on("websocket", lambda one: one.on("framereceived", keep))
+    page.goto(f"{server.url}/demos/before_sse")
+    begin(page)
+    wait_for_events(page, 5)
+    server.stop()
+    expect(page.locator("#state")).to_have_text("reconnecting")
+    before = max(row.events for row in rows(page).values())
+    start("flask run", port=server.port)
+    expect(page.locator("#state")).to_have_text("open", timeout=20_000)
+    wait_for_events(page, before + 20)
+    shown = stop(page)
+    assert_no_event_is_missing(shown, every=3)
+    assert shown["socket"].requests == shown["stream"].requests == 2
+    numbers = [tick["n"] for tick in ticks if "n" in tick]
+    assert numbers == [*range(numbers[0], numbers[-1] + 1)]
+    assert len(numbers) - shown["socket"].events in (0, 1)
+    page.problems.clear()
+
+
+def test_stop_while_it_starts_shows_no_error(lesson_page):
+    page = lesson_page("before_sse")
+    page.route("**/poll?*", lambda route: None)
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator("#state")).to_have_text("connecting")
+    with page.expect_event("requestfailed"):
+        stop(page)
+    assert page.locator("#state").text_content() == "closed"
+    assert rows(page) == dict.fromkeys(ROWS, Row(0, 0, 0, None))
+
+
+def test_says_that_the_server_cannot_be_reached(lesson_page):
+    page = lesson_page("before_sse")
+    page.context.set_offline(True)
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator("#state")).to_have_text("Failed to fetch")
+    page.problems.clear()
+    page.context.set_offline(False)
+    begin(page)
+    wait_for_events(page, 1)
+    stop(page)
+
+
+@pytest.mark.parametrize("label", ["An event every", "A poll every"])
+def test_does_not_start_without_a_number(lesson_page, label):
+    page = lesson_page("before_sse")
+    page.get_by_label(label).fill("")
+    page.get_by_role("button", name="Start").click()
+    state = page.locator("#state").text_content()
+    stop(page)
+    page.problems.clear()
+    assert state == "closed"
+
+
+def test_compares_event_streams_with_websockets_in_seven_points(lesson_page):
+    page = lesson_page("before_sse")
+    table = page.locator("table.prose")
+    assert table.locator("thead th").all_text_contents() == [
+        "event stream",
+        "WebSocket",
+    ]
+    assert table.locator("tbody th").all_text_contents() == [
+        "direction",
+        "protocol",
+        "reconnecting",
+        "format",
+        "origin rules",
+        "proxies",
+        "HTTP/2",
+    ]
+    cells = table.locator("tbody td").all_text_contents()
+    assert len(cells) == 14
+    assert all(cell.strip() for cell in cells)
