@@ -18,6 +18,7 @@ NEEDS = {
     "progress": ["broker.py", "background.py"],
     "document": ["broker.py"],
     "resume": ["broker.py", "background.py", "language_model.py"],
+    "six_connections": ["demos/clock.py"],
 }
 APP = """\
 from flask import Flask, send_from_directory
@@ -25,6 +26,10 @@ from demos.{name} import bp
 app = Flask(__name__)
 app.register_blueprint(bp)
 app.add_url_rule("/", view_func=lambda: send_from_directory(".", "page.html"))
+"""
+CLOCK = """\
+from demos import clock
+app.register_blueprint(clock.bp)
 """
 PAGE = """\
 <!doctype html>
@@ -40,7 +45,8 @@ def copied(request, tmp_path):
     (tmp_path / "static").mkdir()
     for path in ["sse.py", f"demos/{name}.py", *NEEDS.get(name, [])]:
         shutil.copy(PROJECT / path, tmp_path / path)
-    (tmp_path / "app.py").write_text(APP.format(name=name))
+    other = CLOCK if name == "six_connections" else ""
+    (tmp_path / "app.py").write_text(APP.format(name=name) + other)
     live = (PROJECT / "templates" / f"{name}.html").read_text("utf-8")
     (tmp_path / "page.html").write_text(PAGE + live, "utf-8")
     server = Server("flask run", folder=tmp_path)

@@ -1,0 +1,391 @@
+"""The app as the README puts it on the internet: behind nginx, by its config.
+
+Its commands are run as they are written, in a folder of the test's own.
+"""
+
+import json
+import re
+import signal
+import ssl
+import subprocess
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from http.client import HTTPSConnection, IncompleteRead
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import pytest
+from conftest import (
+    NAMES,
+    PROJECT,
+    Client,
+    Server,
+    free_port,
+    need,
+    open_stream,
+    read_until,
+    wait_until,
+)
+from playwright.sync_api import expect
+
+from demos import DEMOS, completion
+from language_model import MAX_PROMPT_CHARACTERS
+from sse import parse_events
+
+README = (PROJECT / "README.md").read_text("utf-8")
+CERTIFICATE, NGINX = re.search(
+    r"^(openssl req .+)\n(nginx .+)$", README, re.M
+).groups()
+GZIP = "gzip on; gzip_types text/event-stream; gzip_min_length 0;"
+
+
+class TlsClient(Client):
+    """One request over TLS, from a client that trusts the certificate."""
+
+    def __init__(self, context, port, method, path, body=None, headers=()):
+        self.connection = HTTPSConnection(
+            "localhost", port, timeout=20, context=context
+        )
+        names = {name.replace("_", "-"): headers[name] for name in headers}
+        self.connection.request(method, path, body, names)
+        self.sock = self.connection.sock
+        self._response = None
+
+
+class Nginx:
+    """nginx, as the README starts it, in front of an app."""
+
+    def __init__(self, folder: Path, app: Server, http_lines: str = ""):
+        need("openssl")
+        need("nginx")
+        folder.chmod(0o755)  # root's nginx reads and writes as nobody
+        self.app = app
+        self.port = free_port()
+        self.url = f"https://localhost:{self.port}"
+        config = (PROJECT / "nginx.conf").read_text("utf-8")
+        for old, new in {
+            "8443": f"{self.port}",
+            "127.0.0.1:5000": f"127.0.0.1:{app.port}",
+            "http {\n": f"http {{\n{http_lines}\n",
+        }.items():
+            assert config.count(old) == 1
+            config = config.replace(old, new)
+        (folder / "nginx.conf").write_text(config, "utf-8")
+        subprocess.run(
+            CERTIFICATE, shell=True, cwd=folder, check=True, capture_output=True
+        )
+        self.context = ssl.create_default_context(
+            cafile=folder / "localhost.crt"
+        )
+        self.test = subprocess.run(
+            f"{NGINX} -t",
+            shell=True,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        self._log = folder / "nginx.log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                f"exec {NGINX}", shell=True, cwd=folder, stderr=log
+            )
+        wait_until(lambda: self._is_up() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log
+
+    def _is_up(self) -> bool:
+        try:
+            with self.get("/") as client:
+                return client.status == 200
+        except OSError:
+            return False
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text("utf-8")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+
+    def get(self, path: str, **headers: str) -> Client:
+        return TlsClient(self.context, self.port, "GET", path, None, headers)
+
+    def post(self, path: str, body: bytes = b"", **headers: str) -> Client:
+        return TlsClient(self.context, self.port, "POST", path, body, headers)
+
+
+@pytest.fixture(scope="module")
+def put_nginx_in_front(tmp_path_factory) -> Iterator[Callable[..., Nginx]]:
+    with ExitStack() as running:
+
+        def put(app: Server, http_lines: str = "") -> Nginx:
+            nginx = Nginx(tmp_path_factory.mktemp("nginx"), app, http_lines)
+            running.callback(nginx.stop)
+            return nginx
+
+        yield put
+
+
+@pytest.fixture(scope="module")
+def app_server() -> Iterator[Server]:
+    running = Server("gunicorn", FLASK_OFFLINE_WORD_SECONDS="0.01")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def nginx(put_nginx_in_front, app_server) -> Iterator[Nginx]:
+    """One that nothing goes wrong with."""
+    running = put_nginx_in_front(app_server)
+    yield running
+    assert running.log == ""
+
+
+@pytest.fixture(scope="module")
+def zipping_nginx(put_nginx_in_front, app_server) -> Nginx:
+    return put_nginx_in_front(app_server, GZIP)
+
+
+@pytest.fixture
+def browser(browser):
+    """A browser that believes every certificate."""
+    new_context = partial(browser.new_context, ignore_https_errors=True)
+    return SimpleNamespace(new_context=new_context)
+
+
+def press(page, name):
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def test_the_config_is_valid(nginx):
+    assert nginx.test.returncode == 0
+    assert nginx.test.stderr.splitlines() == [
+        "nginx: the configuration file ./nginx.conf syntax is ok",
+        "nginx: configuration file ./nginx.conf test is successful",
+    ]
+
+
+OPEN_STREAMS = """(count) => Promise.all(
+  Array.from({ length: count }, (_, place) => new Promise((resolve) => {
+    const source = new EventSource(`/real-time-updates?interval=0.1&${place}`);
+    source.onmessage = ({ data }) => resolve(data);
+  })),
+)"""
+PROTOCOLS = """() => performance.getEntriesByType("resource")
+  .map(({ nextHopProtocol }) => nextHopProtocol)"""
+
+
+def test_one_page_opens_twenty_streams_at_once(page, nginx):
+    page.goto(f"{nginx.url}/demos/clock")
+    events = page.evaluate(OPEN_STREAMS, 20)
+    assert [json.loads(event)["id"] for event in events] == [1] * 20
+    assert set(page.evaluate(PROTOCOLS)) == {"h2"}
+
+
+def test_the_lesson_comes_by_h2_and_all_eight_open(page, nginx):
+    page.goto(f"{nginx.url}/demos/six_connections")
+    expect(page.locator("#protocol")).to_have_text("h2")
+    press(page, "Start")
+    states = page.locator("#streams td:nth-child(2)")
+    expect(states).to_have_text(["open"] * 8)
+
+
+def test_polls_socket_and_stream_bring_events(page, nginx):
+    page.goto(f"{nginx.url}/demos/before_sse")
+    page.get_by_label("An event every").fill("0.1")
+    page.get_by_label("A poll every").fill("0.1")
+    sockets = []
+    page.on("websocket", lambda socket: sockets.append(socket.url))
+    press(page, "Start")
+    for way in ("poll", "long", "socket", "stream"):
+        events = page.locator(f"#{way} td").nth(2)
+        wait_until(lambda events=events: int(events.text_content()) > 2)
+    assert [url.partition("/socket")[0] for url in sockets] == [
+        nginx.url.replace("https", "wss")
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_curl_line_of_a_page_says_where_it_is(nginx, name):
+    with nginx.get(f"/demos/{name}") as client:
+        page = client.read().decode()
+    curl = re.search('<code id="curl">(.*?)</code>', page).group(1)
+    assert re.findall("https?://[^/]+", curl) == [nginx.url]
+
+
+@pytest.mark.parametrize("demo", DEMOS, ids=NAMES)
+def test_every_stream_asks_not_to_be_buffered(nginx, demo):
+    with open_stream(nginx.app, demo) as client:
+        assert client.header("X-Accel-Buffering") == "no"
+    with open_stream(nginx, demo) as client:
+        assert client.status == 200
+        assert next(client.chunks())
+
+
+def unzipped(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    decompress = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress
+    return map(decompress, chunks)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "encoding", "read"),
+    [
+        ("nginx", None, iter),
+        ("zipping_nginx", "gzip", unzipped),
+    ],
+)
+def test_an_event_does_not_wait_for_the_next(request, fixture, encoding, read):
+    server = request.getfixturevalue(fixture)
+    path = "/real-time-updates?interval=10"
+    with server.get(path, Accept_Encoding="gzip") as client:
+        assert client.header("Content-Encoding") == encoding
+        received = read_until(read(client.chunks()), b"}\n\n")
+    assert received.count(b"data: ") == 1
+
+
+TICKS = 5  # more than any other test here takes from this stream
+CLOCK = "/sse?interval=0.2"
+
+
+def leave_with_the_connection(page, nginx):
+    with nginx.get(CLOCK) as client:
+        events = parse_events(client.chunks())
+        for _ in range(TICKS):
+            next(events)
+
+
+def leave_on_a_connection_that_stays(page, nginx):
+    page.goto(f"{nginx.url}/demos/hello")
+    page.evaluate(
+        """([url, ticks]) => new Promise((resolve) => {
+          const source = new EventSource(url);
+          source.onmessage = () => {
+            ticks -= 1;
+            if (ticks) return;
+            source.close();
+            resolve();
+          };
+        })""",
+        [CLOCK, TICKS],
+    )
+
+
+@pytest.mark.parametrize(
+    "leave", [leave_with_the_connection, leave_on_a_connection_that_stays]
+)
+def test_the_app_learns_that_a_reader_has_left(page, nginx, leave):
+    server = nginx.app
+    pattern = "^clock: closed after [567] ticks$"
+    before = len(server.logged(pattern))
+    leave(page, nginx)
+    wait_until(lambda: len(server.logged(pattern)) > before)
+
+
+STATUS = "(url) => fetch(url).then((response) => response.status)"
+
+
+def test_the_longest_prompt_fits_into_a_url(page, nginx):
+    path = f"/completion?prompt={quote('😀' * MAX_PROMPT_CHARACTERS)}"
+    assert len(path) > 48_000
+    with nginx.get(path) as client:
+        assert client.status == 200
+        next(parse_events(client.chunks()))
+    page.goto(f"{nginx.url}/demos/completion")
+    assert page.evaluate(STATUS, path) == 200
+
+
+@pytest.mark.parametrize(("more", "status"), [(0, 200), (1, 413)])
+def test_only_the_app_limits_a_body(nginx, more, status):
+    chat = {"messages": [{"role": "user", "content": "Hello"}]}
+    body = json.dumps(chat).encode()
+    body += b" " * (completion.MAX_BODY_BYTES - len(body) + more)
+    with nginx.post("/v1/chat/completions", body) as client:
+        assert client.status == status
+        assert client.header("Content-Type") == "application/json"
+        assert json.loads(client.read())
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "{url}"}, 204),
+        ({"Origin": "{url}", "Sec_Fetch_Site": "same-origin"}, 204),
+        ({"Origin": "https://localhost"}, 403),
+        ({"Origin": "https://elsewhere.example"}, 403),
+        ({"Origin": "{app.url}"}, 403),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+    ],
+)
+def test_pages_of_other_sites_are_told_from_its_own(nginx, headers, status):
+    headers = {
+        name: value.format(url=nginx.url, app=nginx.app)
+        for name, value in headers.items()
+    }
+    with nginx.post("/real-time-updates/cut", **headers) as client:
+        assert client.status == status
+
+
+@pytest.fixture
+def own_app(start) -> Server:
+    return start("gunicorn")
+
+
+@pytest.fixture
+def reader(own_app, put_nginx_in_front, page):
+    """A page that reads, through nginx, from an app that may stop."""
+    page.goto(f"{put_nginx_in_front(own_app).url}/demos/reconnect")
+    page.get_by_label("drop_after").fill("100")
+    yield page
+    page.problems.clear()
+
+
+def said(page, words):
+    return page.locator("#log").get_by_text(words)
+
+
+def test_a_reload_of_the_app_is_a_lost_connection(reader, own_app):
+    reader.get_by_label("retry").fill("1500")  # the old worker has left by then
+    press(reader, "Start")
+    said(reader, "message: event 1.").wait_for()
+    own_app.process.send_signal(signal.SIGHUP)
+    said(reader, "with Last-Event-ID: 1").first.wait_for()
+    said(reader, "message: event 2.").wait_for()
+    expect(said(reader, "failed the connection")).to_have_count(0)
+
+
+def test_browsers_come_back_to_an_app_that_was_away(reader, own_app, start):
+    reader.get_by_label("retry").fill("100")
+    press(reader, "Start")
+    said(reader, "message: event 1.").wait_for()
+    own_app.stop()
+    said(reader, "There is no connection.").nth(1).wait_for()
+    start("gunicorn", port=own_app.port)
+    said(reader, "message: event 2.").wait_for()
+    expect(said(reader, "failed the connection")).to_have_count(0)
+
+
+def test_a_page_is_told_that_the_app_is_away(start, put_nginx_in_front):
+    server = start("gunicorn")
+    nginx = put_nginx_in_front(server)
+    server.stop()
+    with nginx.get("/") as client:
+        assert client.status == 502
+
+
+def test_a_stop_of_the_app_cuts_the_streams_at_once(start, put_nginx_in_front):
+    server = start("gunicorn")
+    nginx = put_nginx_in_front(server)
+    clients = [nginx.get("/sse?interval=10") for _ in range(20)]
+    for client in clients:
+        assert client.status == 200
+    begin = time.monotonic()
+    server.stop()
+    assert time.monotonic() - begin < 2
+    assert len(server.logged("^clock: closed after 0 ticks$")) == len(clients)
+    for client in clients:
+        with client, pytest.raises(IncompleteRead):
+            client.read()  # or a cut-off answer could be taken for a whole one
