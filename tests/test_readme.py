@@ -8,14 +8,17 @@ import subprocess
 import pytest
 from conftest import NAMES, PROJECT, Client, need
 
-from demos import DEMOS
+from demos import DEMOS, PARTS
 from pages import lesson
 
 README = (PROJECT / "README.md").read_text("utf-8")
 
 
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```\n", README, re.M | re.S)
+
+
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+    return [text for name, text in FENCED if name == language]
 
 
 def test_the_first_example_streams(tmp_path, start):
@@ -39,6 +42,19 @@ def test_the_commands_of_the_readme_are_the_two_that_set_everything_up():
     ).read_text("utf-8")
 
 
+@pytest.mark.parametrize(
+    "command", [block for block in blocks("") if block.endswith("/gunicorn\n")]
+)
+def test_the_commands_that_serve_for_real_do(command, start, redis_server):
+    *settings, program = command.split()
+    environ = dict(setting.split("=") for setting in settings)
+    if "REDIS_URL" in environ:
+        environ["REDIS_URL"] = redis_server.url
+    server = start(program.removeprefix(".venv/bin/"), **environ)
+    with server.get("/stream/hello") as client:
+        assert next(client.chunks()) == b"data: Hello\n\n"
+
+
 def test_the_lessons_are_listed_in_their_order():
     rows = re.findall(
         r"^\| \[(\w+)\]\(demos/\1\.py\) \| .* \| (.*) \|$", README, re.M
@@ -47,6 +63,12 @@ def test_the_lessons_are_listed_in_their_order():
     for demo, (_, shows) in zip(DEMOS, rows, strict=True):
         title = lesson(demo).title.split(": ")[1]
         assert shows.startswith(title)
+
+
+def test_the_parts_are_those_of_the_course():
+    lessons = README[README.index("## The lessons") :]
+    found = re.findall(r"^### (.*)\n\n(.*)\n\n\| lesson", lessons, re.M)
+    assert found == [(part.title, part.about) for part in PARTS]
 
 
 def write_to_the_document(server):

@@ -54,6 +54,8 @@ def test_nothing_moves_while_events_arrive(lesson_page, name):
     page = lesson_page(name)
     below = page.get_by_text("Notice:").first
     before = below.evaluate(DISTANCE)
+    for box in page.locator("#shared").all():
+        box.check()  # or no connection is left for the panel
     page.locator(START).click()
     page.locator("#wire > summary").click()
     page.locator("#wire pre > div").nth(1 if name in QUIET else 2).wait_for()
@@ -61,7 +63,9 @@ def test_nothing_moves_while_events_arrive(lesson_page, name):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["/", *(f"/demos/{name}" for name in NAMES)])
+@pytest.mark.parametrize(
+    "path", ["/", "/cheatsheet", *(f"/demos/{name}" for name in NAMES)]
+)
 def test_no_page_scrolls_sideways_on_a_phone(page, site, path, scheme):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size(PHONE)
@@ -76,7 +80,7 @@ def test_no_page_scrolls_sideways_on_a_phone(page, site, path, scheme):
 def test_copy_puts_the_very_file_on_the_clipboard(lesson_page, site):
     page = lesson_page("hello")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.locator("[data-copies=server]").click()
+    page.locator("[data-copies='demos/hello.py']").click()
     page.get_by_role("button", name="Copied").wait_for()
     text = page.evaluate("() => navigator.clipboard.readText()")
     assert text == (PROJECT / "demos/hello.py").read_text("utf-8")

@@ -395,3 +395,59 @@ def test_a_reload_shows_all_or_only_the_newest(
         page.reload()
         expect(answer).to_contain_text("remembers the last one")
         assert answer.text_content().startswith("A browser") == is_whole
+
+
+@tries("before_sse", "events to every 0.1 s", "twenty of them at a time")
+def test_few_polls_are_late_and_many_are_empty(lesson_page):
+    page = lesson_page("before_sse")
+
+    def row(way: str) -> list[float]:
+        cells = page.locator(f"#{way} td").all_text_contents()
+        return [float(text) if text != "–" else 0 for text in cells]
+
+    page.get_by_label("An event every").fill("0.1")
+    press(page, "Start")
+    wait_in(page, lambda: row("poll")[0] == 3)
+    requests, _, events, delay = row("poll")
+    assert 30 <= events <= 50
+    assert 600 < delay < 1500
+    assert row("long")[0] > 10 * requests
+    page.get_by_label("An event every").fill("2")
+    page.get_by_label("A poll every").fill("0.1")
+    press(page, "Start")
+    wait_in(page, lambda: row("poll")[2] == 1)
+    before = row("poll")[0]
+    wait_in(page, lambda: row("poll")[2] == 2)
+    assert 10 <= row("poll")[0] - before <= 20
+
+
+@tries("reconnect", "`status` 503 and both boxes ticked", "choose 200")
+def test_the_page_comes_back_until_the_server_has_recovered(lesson_page):
+    page = lesson_page("reconnect")
+    page.locator("[name=drop_after]").fill("1")
+    page.locator("[name=status]").select_option("503")
+    page.get_by_label("Come back after a failure").check()
+    page.get_by_label("Watch for silence").check()
+    press(page, "Start")
+    log = page.locator("#log")
+    wait_in(page, lambda: log.text_content().count("new EventSource in ") == 2)
+    page.locator("[name=status]").select_option("200")
+    expect(log).to_contain_text("message: event 2.")
+    waits = re.findall(r"new EventSource in (\d+) ms", log.text_content())
+    for place, wait in enumerate(map(int, waits)):
+        assert 500 <= wait / 2**place <= 1000
+    page.problems.clear()
+
+
+# The rest of it is test_nginx.py.
+@tries("six_connections", "STREAMS to 20", "fourteen of them wait")
+def test_of_twenty_streams_fourteen_wait(reloading, reloading_page):
+    path = reloading.folder / "templates" / "six_connections.html"
+    live = path.read_text("utf-8")
+    assert live.count("STREAMS = 8") == 1
+    path.write_text(live.replace("STREAMS = 8", "STREAMS = 20"), "utf-8")
+    page = reloading_page("six_connections")
+    press(page, "Start")
+    states = page.locator("#streams td:nth-child(2)")
+    expect(states.filter(has_text="open")).to_have_count(6)
+    expect(states.filter(has_text="connecting")).to_have_count(14)
