@@ -26,7 +26,7 @@ from socket import SHUT_RDWR
 from flask import Blueprint, g, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed
-from wsproto.utilities import RemoteProtocolError
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from sse import Event, EventStream, last_event_number, query_number
 
@@ -76,7 +76,7 @@ def no_socket(error=None):
 
 @sock.route("/socket", bp=bp)
 def socket(ws):
-    with suppress(ConnectionClosed, OSError):
+    with suppress(ConnectionClosed, LocalProtocolError, OSError):
         ws.send(json.dumps(g.asked))
         for tick in ticking(g.interval, g.after, sleep=ws.receive):
             ws.send(json.dumps(tick))

@@ -26,6 +26,7 @@ from pages import lesson
 
 PROJECT = Path(__file__).parent.parent
 SILENCE_SECONDS = 2
+VIEWPORT = {"width": 1280, "height": 720}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -299,23 +300,68 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser):
-    """A browser page. The test fails if its console shows an error."""
-    context = browser.new_context()
-    page = context.new_page()
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
+def new_page(browser):
+    """Open a page that notes what its console shows as an error."""
+    page = browser.new_context().new_page()
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on(
         "console",
         lambda message: (
             message.type in ("error", "warning")
-            and problems.append(message.text)
+            and page.problems.append(message.text)
         ),
     )
-    page.problems = problems
+    return page
+
+
+def renew(page) -> None:
+    """Make a page as good as new."""
+    for other in page.context.pages:
+        if other is not page:
+            other.close()
+    page.unroute_all()
+    if page.url.startswith("http"):
+        page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+    page.goto("about:blank")
+    page.context.clear_cookies()
+    page.context.clear_permissions()
+    page.emulate_media(media="null", color_scheme="null")
+    page.set_viewport_size(VIEWPORT)
+
+
+@pytest.fixture(scope="session")
+def used_pages() -> list:
+    """Pages to use again: to open one takes a second of CPU time."""
+    return []
+
+
+@pytest.fixture
+def page(request, browser, used_pages):
+    """A browser page. The test fails if its console shows an error.
+
+    It was used before. What cannot be undone, such as an init script, takes the
+    mark `own_page`.
+    """
+    own = request.node.get_closest_marker("own_page")
+    page = new_page(browser) if own or not used_pages else used_pages.pop()
+    listen, listeners = page.on, []
+
+    def on(event, listener):
+        listeners.append((event, listener))
+        listen(event, listener)
+
+    page.on = on
     yield page
-    context.close()
+    page.on = listen
+    if own or page.is_closed():
+        page.context.close()
+    else:
+        for event, listener in listeners:
+            page.remove_listener(event, listener)
+        renew(page)
+        used_pages.append(page)
+    problems, page.problems = page.problems, []
     assert problems == []
 
 

@@ -538,6 +538,7 @@ def test_four_ways_bring_the_same_and_only_polls_ask_again(lesson_page):
     assert shown["long"].bytes > 5 * shown["stream"].bytes
 
 
+@pytest.mark.own_page
 def test_a_clock_that_is_an_hour_ahead_changes_no_delay(page, site):
     page.add_init_script(
         "const now = Date.now; Date.now = () => now() + 3_600_000"

@@ -172,6 +172,7 @@ def ids(parts) -> list[str]:
     return parts.locator("p").evaluate_all("all => all.map((p) => p.id)")
 
 
+@pytest.mark.own_page
 def test_each_part_takes_the_place_kept_for_it(page: Page, lesson_page):
     page.add_init_script(RECORD)
     lesson_page("html")

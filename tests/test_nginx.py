@@ -36,6 +36,8 @@ from demos import DEMOS, completion
 from language_model import MAX_PROMPT_CHARACTERS
 from sse import parse_events
 
+pytestmark = pytest.mark.own_page
+
 README = (PROJECT / "README.md").read_text("utf-8")
 CERTIFICATE, NGINX = re.search(
     r"^(openssl req .+)\n(nginx .+)$", README, re.M

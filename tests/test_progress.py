@@ -404,6 +404,7 @@ addEventListener("DOMContentLoaded", () => {
 """
 
 
+@pytest.mark.own_page
 def test_page_goes_on_where_the_task_is(lesson_page):
     page = lesson_page("progress")
     page.context.add_init_script(WATCH)

@@ -1,10 +1,11 @@
 import json
 import re
 import signal
+from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
-from conftest import wait_until
+from conftest import new_page, wait_until
 from playwright.sync_api import Page, expect
 
 from demos import reconnect
@@ -245,13 +246,19 @@ def expect_problems(page: Page, *problems: str) -> None:
     page.problems.clear()
 
 
-@pytest.fixture
-def lab(page, lesson_page) -> Page:
-    """The page of the lesson, whose timers run only as a test says."""
+@pytest.fixture(scope="module")
+def used_pages(browser) -> Iterator[list]:
+    """One page, whose timers run only as a test says."""
+    page = new_page(browser)
     page.clock.install(time=datetime(2026, 1, 1))
-    lesson_page("reconnect")
     page.clock.pause_at(datetime(2026, 1, 2))
-    return page
+    yield [page]
+    page.context.close()
+
+
+@pytest.fixture
+def lab(lesson_page) -> Page:
+    return lesson_page("reconnect")
 
 
 def run_timers(page: Page, ms: int) -> list[str]:
@@ -319,6 +326,7 @@ def test_the_browser_waits_for_the_reconnection_time(lab, retry, less_than):
     assert int(retry) - 20 <= waited < less_than
 
 
+@pytest.mark.own_page
 def test_the_browser_comes_back_by_itself_to_a_server_that_has_died(
     page, start
 ):

@@ -70,9 +70,17 @@ def asked(page) -> list:
     return requests
 
 
+@pytest.fixture(scope="module")
+def used_pages() -> list:
+    """Pages with streams of another pace."""
+    return []
+
+
 @pytest.fixture
 def lesson(lesson_page, page, asked) -> Page:
-    page.context.add_init_script(OTHER_STREAM.format(NUMBERS))
+    if not hasattr(page, "has_other_stream"):
+        page.context.add_init_script(OTHER_STREAM.format(NUMBERS))
+        page.has_other_stream = True
     return lesson_page("six_connections")
 
 
@@ -250,6 +258,7 @@ def test_when_its_window_leaves_another_window_takes_over(lesson, asked, leave):
     assert len(asked) == 2
 
 
+@pytest.mark.own_page
 @pytest.mark.parametrize(("shared", "streams"), [(False, 6), (True, 1)])
 def test_stop_ends_every_stream(start, page, shared, streams):
     server = start("flask run")
@@ -273,6 +282,7 @@ def test_streams_alone_and_together_take_turns(lesson, asked):
     assert len(asked) == 8 + 1 + 8 + 1
 
 
+@pytest.mark.own_page
 def test_without_locks_nothing_can_be_shared(page, lesson_page):
     page.add_init_script("delete Navigator.prototype.locks")
     lesson_page("six_connections")
@@ -281,6 +291,7 @@ def test_without_locks_nothing_can_be_shared(page, lesson_page):
     expect(states(page)).to_have_text(SIX)
 
 
+@pytest.mark.own_page
 def test_the_page_comes_by_http_1_1_and_its_streams_tell_the_time(lesson_page):
     page = lesson_page("six_connections")
     expect(page.locator("#protocol")).to_have_text("http/1.1")

@@ -62,12 +62,10 @@ def test_nothing_moves_while_events_arrive(lesson_page, name):
     assert below.evaluate(DISTANCE) == before
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     "path", ["/", "/cheatsheet", *(f"/demos/{name}" for name in NAMES)]
 )
-def test_no_page_scrolls_sideways_on_a_phone(page, site, path, scheme):
-    page.emulate_media(color_scheme=scheme)
+def test_no_page_scrolls_sideways_on_a_phone(page, site, path):
     page.set_viewport_size(PHONE)
     page.goto(f"{site.url}{path}")
     for summary in page.locator("summary").all():

@@ -6,6 +6,8 @@ from pathlib import Path
 import npm
 import pytest
 
+pytestmark = pytest.mark.own_page
+
 PACKAGES = {
     "@microsoft/fetch-event-source": "2.0.1",
     "fetch-event-stream": "0.1.6",

@@ -6,12 +6,12 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from conftest import NAMES, PROJECT, Server, wait_until
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Error, Page, expect
 
 from demos import DEMOS
 from pages import lesson
@@ -78,15 +78,26 @@ def state(page: Page):
     return page.locator("#state")
 
 
-def events_of(page: Page) -> list[dict]:
-    """Return the list to which each event that the page receives is added."""
-    events = []
-    session = page.context.new_cdp_session(page)
-    session.on(
-        "Network.eventSourceMessageReceived", lambda event: events.append(event)
-    )
-    session.send("Network.enable")
-    return events
+@pytest.fixture
+def events_of(page) -> Iterator[Callable[[Page], list[dict]]]:
+    """Return the list to which each event that a page receives is added."""
+    sessions = []
+
+    def events_of(page: Page) -> list[dict]:
+        events = []
+        session = page.context.new_cdp_session(page)
+        session.on(
+            "Network.eventSourceMessageReceived",
+            lambda event: events.append(event),
+        )
+        session.send("Network.enable")
+        sessions.append(session)
+        return events
+
+    yield events_of
+    for session in sessions:
+        with suppress(Error):  # its page has been closed
+            session.detach()
 
 
 def wait_in(page: Page, condition: Callable[[], object]) -> None:
@@ -130,7 +141,7 @@ def test_what_a_lesson_says_to_try_is_tried_here(demo):
 
 # The rest of it is test_page_that_does_not_close_is_stopped_by_204.
 @tries("hello", "set PAUSE_SECONDS to 2", "two seconds apart")
-def test_events_come_two_seconds_apart(reloading, reloading_page):
+def test_events_come_two_seconds_apart(reloading, reloading_page, events_of):
     reloading.change("hello", "PAUSE_SECONDS = 0.7", "PAUSE_SECONDS = 2")
     page = reloading_page("hello")
     events = events_of(page)
@@ -141,7 +152,7 @@ def test_events_come_two_seconds_apart(reloading, reloading_page):
 
 
 @tries("numbers", "write `choose(10)` for `choose(100)`", "numbers below 10")
-def test_ids_go_on_with_other_numbers(reloading, reloading_page):
+def test_ids_go_on_with_other_numbers(reloading, reloading_page, events_of):
     page = reloading_page("numbers")
     events = events_of(page)
     page.get_by_label("Interval in seconds").fill("0.1")
@@ -251,7 +262,7 @@ def test_the_wire_shows_the_pause_and_the_refusal(lesson_page):
 
 
 @tries("markdown", "set DRAW_SECONDS to 1", "once a second", "press Attack")
-def test_the_answer_grows_once_a_second(reloading, reloading_page):
+def test_the_answer_grows_once_a_second(reloading, reloading_page, events_of):
     reloading.change("markdown", "DRAW_SECONDS = 0.1", "DRAW_SECONDS = 1")
     page = reloading_page("markdown")
     events = events_of(page)
@@ -313,7 +324,9 @@ def test_what_memory_held_is_gone_and_an_alert_is_refused(
 
 
 @tries("prices", "interval to 0.05 and this one's to 2", "forty times as often")
-def test_two_windows_draw_the_same_at_their_own_pace(page, lesson_page, site):
+def test_two_windows_draw_the_same_at_their_own_pace(
+    page, lesson_page, site, events_of
+):
     lesson_page("prices")
     received = []
     with closing(page.context.new_page()) as second:
@@ -345,7 +358,7 @@ def messages(events: list[dict]) -> dict[str, str]:
 
 @tries("progress", "500 steps, set STEP_SECONDS to 0.02", "ten times as fast")
 def test_a_task_ends_with_its_process_and_the_next_is_faster(
-    reloading, reloading_page
+    reloading, reloading_page, events_of
 ):
     page = reloading_page("progress")
     page.get_by_label("Steps", exact=True).fill("500")
