@@ -452,7 +452,7 @@ LABELS = f"""(canvas) => {{
   const {{ data }} = copy.getImageData(width - 40, 0, 40, height);
   const found = [];
   for (let i = 0; i < data.length; i += 4) {{
-    if (data[i + 3] > 180) found.push([...data.slice(i, i + 3)]);
+    if (data[i + 3] > 100) found.push([...data.slice(i, i + 3)]);
   }}
   return found;
 }}"""
