@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 START = "#start, #form > button:not([type])"
 DISTANCE = "e => e.getBoundingClientRect().top + scrollY"
 QUIET = ("notifications", "document")  # until somebody sends something
-PHONE = {"width": 360, "height": 740}
+PHONE = {"width": 320, "height": 740}
 
 pages = pytest.mark.parametrize("name", NAMES)
 
