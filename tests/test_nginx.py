@@ -354,8 +354,8 @@ def test_a_reload_of_the_app_is_a_lost_connection(reader, own_app):
     press(reader, "Start")
     said(reader, "message: event 1.").wait_for()
     own_app.process.send_signal(signal.SIGHUP)
-    said(reader, "with Last-Event-ID: 1").first.wait_for()
-    said(reader, "message: event 2.").wait_for()
+    said(reader, "it asks again").first.wait_for()
+    said(reader, "open: readyState").nth(1).wait_for()
     expect(said(reader, "failed the connection")).to_have_count(0)
 
 

@@ -415,6 +415,7 @@ def test_the_answer_to_a_sent_text_does_not_wipe_that_away(lesson_page):
     )
     submit(page, "Its event is faster than its answer")
     expect(page.get_by_role("alert")).to_have_text(NO_SYSTEM)
+    wait_until(lambda: held or page.wait_for_timeout(10))
     ((route, response),) = held
     route.fulfill(response=response)
     wait_until(lambda: page.evaluate("isAnswered"))
