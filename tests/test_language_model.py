@@ -43,7 +43,7 @@ from language_model import (
 )
 from sse import parse_events
 
-SILENCE_SECONDS = 0.3
+SILENCE_SECONDS = 0.6
 
 PROMPTS = {
     "What is an event stream?": "**Server-sent events** are",

@@ -386,7 +386,7 @@ def test_a_stop_of_the_app_cuts_the_streams_at_once(start, put_nginx_in_front):
         assert client.status == 200
     begin = time.monotonic()
     server.stop()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5
     assert len(server.logged("^clock: closed after 0 ticks$")) == len(clients)
     for client in clients:
         with client, pytest.raises(IncompleteRead):

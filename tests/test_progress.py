@@ -298,7 +298,7 @@ def test_readers_are_told_that_a_worker_has_died(
         until(client, 2)
         kill(server, master=False)
     with server.get(place, Last_Event_ID=newest_id(place)) as back:
-        end = end_of(back, time.monotonic() + 5)
+        end = end_of(back, time.monotonic() + 15)
         assert said([end]) == [("failed", LOST)]
     with server.get(place) as late:
         assert said(parse_events(late.chunks())) == [("failed", LOST)]

@@ -51,7 +51,7 @@ def test_a_stop_ends_200_streams_with_their_clean_up(start, number):
         assert client.status == 200
     begin = time.monotonic()
     server.stop(getattr(signal, number))
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5
     assert len(server.logged("^clock: closed after 0 ticks$")) == MANY
     for client in clients:
         client.close()
@@ -69,7 +69,7 @@ def test_idle_connections_do_not_delay_a_stop(start):
         slow.sendall(b"GET /demos")
         begin = time.monotonic()
         server.stop()
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 5
     assert server.logged("Traceback|ERROR") == []
 
 
@@ -85,7 +85,7 @@ def test_a_stream_that_has_not_begun_does_not_delay_a_stop(start):
             wait_until(lambda: upstream.requests)
             begin = time.monotonic()
             server.stop()
-            assert time.monotonic() - begin < 2
+            assert time.monotonic() - begin < 5
             wait_until(upstream.connections[0].left.is_set)
 
 
@@ -155,7 +155,7 @@ def test_a_reload_loses_and_repeats_no_id_of_200_readers(start):
     begin = time.monotonic()
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: not is_alive(old))
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5
     wait_until(lambda: all(b.connections >= 2 for b in browsers), 30)
     seen = [len(b.ids) for b in browsers]
     wait_until(
