@@ -29,6 +29,7 @@ KEEP_ALIVE = b":\n"
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 LINE_END = re.compile("\r\n|\r|\n")
+NOT_IN_ID = re.compile("[\r\n\0]")
 BYTES_LINE_END = re.compile(LINE_END.pattern.encode())
 NUMBER = re.compile("[-+.0-9eE]+")
 # More digits are no time, and Python refuses to convert very many.
@@ -59,7 +60,7 @@ class Event:
     def __post_init__(self) -> None:
         if self.id is not None:
             self.id = str(self.id)
-            if any(character in self.id for character in "\r\n\0"):
+            if NOT_IN_ID.search(self.id):
                 raise ValueError(f"id must hold no CR, LF or NUL: {self.id!r}")
         if self.event is not None and (
             "\r" in self.event or "\n" in self.event
@@ -74,20 +75,23 @@ class Event:
         Raises TypeError or ValueError for data that JSON cannot hold. A lone
         surrogate, which UTF-8 cannot hold, goes out as `?`.
         """
-        text = self.data
-        if not isinstance(text, str):
-            text = json.dumps(
-                text, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-            )
-        lines = []
-        if self.id is not None:
-            lines.append(f"id: {self.id}")
-        if self.event is not None:
-            lines.append(f"event: {self.event}")
+        if isinstance(self.data, str):
+            data = LINE_END.sub("\ndata: ", self.data)
+        else:
+            data = _to_json(self.data)
+        lines = f"data: {data}\n\n"
         if self.retry is not None:
-            lines.append(_retry_line(self.retry))
-        lines += [f"data: {line}" for line in LINE_END.split(text)]
-        return ("\n".join(lines) + "\n\n").encode(errors="replace")
+            lines = f"{_retry_line(self.retry)}\n{lines}"
+        if self.event is not None:
+            lines = f"event: {self.event}\n{lines}"
+        if self.id is not None:
+            lines = f"id: {self.id}\n{lines}"
+        return lines.encode(errors="replace")
+
+
+_to_json = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+).encode
 
 
 def _retry_line(retry: int) -> str:
@@ -112,21 +116,21 @@ class EventStream(Response):
     def __init__(
         self, events: Iterable[Event | bytes], *, retry: int | None = None
     ):
-        first = KEEP_ALIVE
+        self._beginning = KEEP_ALIVE
         if retry is not None:
-            first = f"{_retry_line(retry)}\n".encode()
+            self._beginning = f"{_retry_line(retry)}\n".encode()
         super().__init__(
-            _encode(first, events),
+            iter(events),
             content_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
-        self.call_on_close(lambda: _close(events))
 
-
-def _encode(first: bytes, events: Iterable[Event | bytes]) -> Iterator[bytes]:
-    yield first
-    for event in events:
-        yield event if isinstance(event, bytes) else event.encode()
+    def iter_encoded(self) -> Iterator[bytes]:
+        """Yield the bytes to send, for Werkzeug."""
+        beginning, self._beginning = self._beginning, b""
+        yield beginning
+        for event in self.response:
+            yield event if isinstance(event, bytes) else event.encode()
 
 
 def _close(events: Iterable) -> None:

@@ -61,7 +61,7 @@ class Reader(threading.Thread):
     def __init__(self, response):
         super().__init__(daemon=True)
         self.comments, self.events = 0, []
-        self._chunks = response.response
+        self._chunks = response.iter_encoded()
         self.start()
 
     def run(self):
@@ -137,7 +137,7 @@ def stop(app):
 
 def read(response) -> list[Event]:
     with closing(response):
-        return list(parse_events(response.response))
+        return list(parse_events(response.iter_encoded()))
 
 
 def told(events) -> list[tuple[str, str]]:
@@ -177,7 +177,7 @@ def test_a_reader_gets_exactly_these_bytes(store, follow):
     work.say("a\nb", FINISHED)
     response = follow(work.id)
     assert response.content_type == "text/event-stream"
-    body = re.sub(rb"(?m)^:\n", b"", b"".join(response.response))
+    body = re.sub(rb"(?m)^:\n", b"", b"".join(response.iter_encoded()))
     assert re.sub(rb"id: \d+-\d+\n", b"id\n", body) == (
         b"id\nevent: started\ndata: \n\n"
         b"id\ndata: a\ndata: b\n\n"
@@ -240,7 +240,7 @@ def test_the_work_goes_on_though_nobody_listens(store, follow):
     work = Work()
     work.say("a")
     with closing(follow(work.id)) as response:
-        next(parse_events(response.response))
+        next(parse_events(response.iter_encoded()))
     work.say("b", FINISHED)
     wait_until(lambda: has_ended(work.id))
     assert told(read(follow(work.id))) == [STARTED, A, B, END]
@@ -328,7 +328,7 @@ def test_silence_is_told_each_pulse(follow, monkeypatch):
     begin = time.monotonic()
     work = Work()
     with closing(follow(work.id)) as response:
-        events = parse_events(response.response)
+        events = parse_events(response.iter_encoded())
         types = [next(events).event for _ in range(4)]
         passed = time.monotonic() - begin
         assert types == ["started", "waiting", "waiting", "waiting"]
@@ -511,7 +511,7 @@ def test_a_reader_that_comes_and_goes_is_told_too(store, follow, monkeypatch):
 
     def visit():
         with closing(follow("x", last)) as response:
-            return b"".join(islice(response.response, 3))
+            return b"".join(islice(response.iter_encoded(), 3))
 
     wait_until(lambda: b"failed" in visit(), 3)
     broker.forget("works:x")

@@ -162,7 +162,7 @@ def test_response_has_exactly_these_headers():
 )
 def test_first_bytes_leave_before_the_first_event_is_there(options, first):
     source = Source([Event("a")])
-    sent = iter(EventStream(source, **options).response)
+    sent = EventStream(source, **options).iter_encoded()
     assert next(sent) == first
     assert source.asked == 0
     assert next(sent) == b"data: a\n\n"
@@ -170,7 +170,7 @@ def test_first_bytes_leave_before_the_first_event_is_there(options, first):
 
 def test_sends_events_one_by_one():
     source = Source(EVENTS)
-    sent = iter(EventStream(source).response)
+    sent = EventStream(source).iter_encoded()
     next(sent)
     for number, event in enumerate(EVENTS, start=1):
         assert next(sent) == event.encode()
@@ -206,7 +206,7 @@ def test_generator_is_closed_when_the_client_goes_away(events):
 def test_generator_is_closed_before_its_first_event():
     source = Source(EVENTS)
     stream = EventStream(source)
-    next(iter(stream.response))
+    next(stream.iter_encoded())
     stream.close()
     assert source.closed
 
@@ -412,7 +412,7 @@ def test_close_ends_the_source_at_its_next_event_without_an_interrupt():
 def test_response_that_closes_ends_the_source_and_its_thread():
     source = Source(repeat(Event("a")))
     stream = EventStream(keep_alive(source, LONG))
-    assert list(islice(stream.response, 2)) == [b":\n", b"data: a\n\n"]
+    assert list(islice(stream.iter_encoded(), 2)) == [b":\n", b"data: a\n\n"]
     stream.close()
     wait_until(lambda: source.closed)
 
