@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from itertools import islice
 
 import redis
 from flask import current_app
@@ -40,7 +39,6 @@ KEEP_SECONDS = 24 * 60 * 60
 
 GAP = "Events before this one are no longer held."
 
-BATCH_EVENTS = 100  # taken from the log at once, by each reader
 LOAD_SECONDS = 2  # to wait for a place in the log before a stream opens
 BLOCK_MS = 100  # until a channel that is new here is looked at
 CHECK_SECONDS = 1  # between two looks for what Redis has lost
@@ -124,12 +122,15 @@ def subscribe(
     KEEP_ALIVE_SECONDS, it yields a comment. Also while Redis is away: when it
     is back, the events go on.
     """
-    if keep_alive_seconds is None:
+    alone = keep_alive_seconds is not None
+    if not alone:
         config = current_app.config if current_app else {}
         keep_alive_seconds = config.get(
             "KEEP_ALIVE_SECONDS", KEEP_ALIVE_SECONDS
         )
-    events = _broker().subscribe(channel, last_event_id, keep_alive_seconds)
+    events = _broker().subscribe(
+        channel, last_event_id, keep_alive_seconds, alone
+    )
     next(events)  # takes the place in the log now, not at the first event
     return events
 
@@ -169,19 +170,40 @@ class _PublishedEvent(Event):
         return self._encoded
 
 
+class _Place:
+    """A place in a log: behind the event of its id, and before the next."""
+
+    __slots__ = ("id", "is_watched", "passed", "then")
+
+    def __init__(self, id: str):
+        self.id = id
+        self.then: tuple[_PublishedEvent | bytes, _Place] | None = None
+        self.passed = threading.Event()  # there is a `then`, or it is given up
+        self.is_watched = False
+
+
 class _Log:
-    """The newest events of a channel, numbered on from 0, and who waits."""
+    """The newest events of a channel, and the places that readers wait at.
+
+    Each event has the next place beside it, so that a reader goes on by itself.
+    Who stands at a place that was given up has missed something.
+    """
 
     def __init__(self):
-        self.events: deque[_PublishedEvent] = deque()
-        self.first = 0  # the number of the first event that is held
-        self.before = BEGIN  # the id of the event before it
-        self.newest_id = BEGIN
+        self.places = deque([_Place(BEGIN)])
         self.used_at = time.monotonic()
-        self.grown = threading.Event()
         self.lock = threading.Lock()
         self.readers = 0
         self.is_copied = False
+
+    @property
+    def newest_id(self) -> str:
+        return self.places[-1].id
+
+    @property
+    def newest(self) -> _PublishedEvent | None:
+        with self.lock:
+            return self.places[-2].then[0] if len(self.places) > 1 else None
 
     def append(
         self, event: _PublishedEvent, previous: str, max_events: int
@@ -191,54 +213,78 @@ class _Log:
         """
         with self.lock:
             if previous != self.newest_id:
-                self._clear(previous)
-            self.events.append(event)
-            self.newest_id = event.id
-            while len(self.events) > max_events:
-                self.before = self.events.popleft().id
-                self.first += 1
+                self._begin_at(previous)
+            end = self.places[-1]
+            end.then = event, _Place(event.id)
+            self.places.append(end.then[1])
+            while len(self.places) > max_events + 1:
+                self.places.popleft().then = None
             self.used_at = time.monotonic()
-            grown, self.grown = self.grown, threading.Event()
-        grown.set()
+        end.passed.set()
 
     def clear(self) -> None:
         with self.lock:
-            self._clear(BEGIN)
-            grown, self.grown = self.grown, threading.Event()
-        grown.set()
+            self._begin_at(BEGIN)
 
-    def _clear(self, newest_id: str) -> None:
-        self.first += len(self.events) + 1  # behind it is who has had all
-        self.events.clear()
-        self.before = self.newest_id = newest_id
+    def _begin_at(self, id: str) -> None:
+        for place in self.places:
+            place.then = None
+        self.places[-1].passed.set()
+        self.places = deque([_Place(id)])
 
-    def number_after(self, id: str) -> int | None:
-        """Return the number of the event after that id, None if unknown."""
+    def keep_alive(self, place: _Place) -> None:
+        """Let all who wait at the end, if that is this place, send a comment.
+
+        The log keeps no trace of it: they find themselves at the end again.
+        """
         with self.lock:
-            if id == self.before:
-                return self.first
-            for number, event in enumerate(self.events, self.first + 1):
-                if event.id == id:
-                    return number
+            if place is not self.places[-1]:
+                return
+            place.then = KEEP_ALIVE, _Place(place.id)
+            self.places[-1] = place.then[1]
+            if len(self.places) > 1:
+                before = self.places[-2]
+                before.then = before.then[0], self.places[-1]
+        place.passed.set()
+
+    def place_behind(self, id: str) -> _Place | None:
+        """Return the place behind the event of that id, None if unknown."""
+        with self.lock:
+            for place in self.places:
+                if place.id == id:
+                    return place
         return None
 
-    def read_after(
-        self, last_event_id: str, keep_alive_seconds: float
+    def read_behind(
+        self, last_event_id: str, keep_alive_seconds: float, alone: bool
     ) -> Iterator[Event | bytes]:
-        number = self.number_after(last_event_id)
+        """Yield what follows, and a comment after each silence.
+
+        Of all who wait at a place the first looks at the clock for the others:
+        a timer each would be a third of the work that an event makes. Who waits
+        for another time than they does so `alone`.
+        """
+        place = self.place_behind(last_event_id)
         while True:
-            with self.lock:
-                grown, first, before = self.grown, self.first, self.before
-                has_gap = number is None or number < first
-                number = first if has_gap else number
-                start = number - first
-                events = list(islice(self.events, start, start + BATCH_EVENTS))
-            if has_gap:
-                yield Event(GAP, event="reset", id=before)
-            yield from events
-            number += len(events)
-            if not events and not grown.wait(keep_alive_seconds):
-                yield KEEP_ALIVE
+            if place is None:
+                place = self.places[0]
+                yield Event(GAP, event="reset", id=place.id)
+            if not place.then:
+                seconds = keep_alive_seconds
+                if not alone:
+                    seconds = None if place.is_watched else seconds
+                    place.is_watched = True
+                if not place.passed.wait(seconds):
+                    if alone:
+                        yield KEEP_ALIVE
+                    else:
+                        self.keep_alive(place)
+                    continue
+            if then := place.then:
+                event, place = then
+                yield event
+            else:
+                place = None
 
 
 class _MemoryBroker:
@@ -248,6 +294,8 @@ class _MemoryBroker:
         self._logs: dict[str, _Log] = {}
         self._lock = threading.Lock()
         self._newest_id = BEGIN  # of all channels
+        self._is_known = threading.Event()
+        self._is_known.set()
 
     def publish(
         self, channel: str, lines: bytes, after: str | None, max_events: int
@@ -267,7 +315,7 @@ class _MemoryBroker:
     def newest(self, channel: str) -> Event | None:
         with self._lock:
             log = self._logs.get(channel)
-            return log.events[-1] if log and log.events else None
+            return log.newest if log else None
 
     def forget(self, channel: str) -> None:
         with self._lock:
@@ -280,6 +328,7 @@ class _MemoryBroker:
         channel: str,
         last_event_id: str | None,
         keep_alive_seconds: float,
+        alone: bool,
     ) -> Iterator[Event | bytes | None]:
         with self._opened(channel) as log:
             known = self._known(log, last_event_id)
@@ -291,7 +340,7 @@ class _MemoryBroker:
             if last_event_id is None:
                 last_event_id = place if in_time else log.newest_id
                 yield Event(last_event_id, event="begin", id=last_event_id)
-            yield from log.read_after(last_event_id, keep_alive_seconds)
+            yield from log.read_behind(last_event_id, keep_alive_seconds, alone)
 
     @contextmanager
     def _opened(self, channel: str) -> Iterator[_Log]:
@@ -308,12 +357,10 @@ class _MemoryBroker:
 
     def _known(self, log: _Log, id: str | None) -> threading.Event:
         """Return what is set when the log is able to tell where an id is."""
-        known = threading.Event()
-        known.set()
-        return known
+        return self._is_known
 
     def _drop_if_unused(self, channel: str, log: _Log) -> None:
-        if not log.readers and not log.events:
+        if not log.readers and log.newest is None:
             del self._logs[channel]
 
     def _forget_old(self) -> None:
@@ -403,7 +450,7 @@ class _RedisBroker(_MemoryBroker):
 
     def _known(self, log: _Log, id: str | None) -> threading.Event:
         known = threading.Event()
-        if log.is_copied and (id is None or log.number_after(id) is not None):
+        if log.is_copied and (id is None or log.place_behind(id)):
             known.set()
         else:  # it may be newer than the copy: look again
             with self._lock:

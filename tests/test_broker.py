@@ -73,11 +73,12 @@ def channel() -> str:
 
 
 @pytest.fixture
-def read(channel):
+def read(channel, monkeypatch):
     """Subscribe to the channel; what is open ends with the test."""
+    monkeypatch.setattr(broker, "KEEP_ALIVE_SECONDS", 0.02)
     with ExitStack() as opened:
 
-        def read(last_event_id=None, keep_alive_seconds=0.02):
+        def read(last_event_id=None, keep_alive_seconds=None):
             events = subscribe(channel, last_event_id, keep_alive_seconds)
             return opened.enter_context(closing(events))
 
@@ -174,7 +175,7 @@ def test_resumes_after_last_event_id(backend, channel, read):
 
 
 def test_reads_more_than_a_batch(backend, channel, read):
-    texts = [str(number) for number in range(2 * broker.BATCH_EVENTS + 1)]
+    texts = [str(number) for number in range(201)]
     publish_all(channel, *texts)
     assert told(read(BEGIN), len(texts)) == texts
 
@@ -231,7 +232,7 @@ def test_who_is_too_slow_costs_a_bounded_log_and_slows_nobody(
     for number in range(20):
         publish_all(channel, str(number), max_events=3)
         assert told(fast, 1) == [str(number)]
-        assert len(broker._broker()._logs[channel].events) <= 3
+        assert len(broker._broker()._logs[channel].places) <= 4
     assert told(slow, 4) == ["reset", "17", "18", "19"]
 
 
@@ -481,6 +482,27 @@ def test_events_stay_though_nobody_reads(backend, channel, read):
         events.close()
         wait_until(lambda: not copiers())
     assert told(read(BEGIN), 2) == ["a", "b"]
+
+
+@pytest.mark.parametrize("keep_alive_seconds", [None, 0.03])
+def test_all_readers_of_a_silent_channel_get_comments_and_none_is_kept(
+    backend, channel, read, keep_alive_seconds
+):
+    publish(channel, Event("a"))
+    readers = [read(BEGIN, keep_alive_seconds) for _ in range(20)]
+
+    def comments(events):
+        assert next(events).data == "a"
+        return [next(events) for _ in range(5)]
+
+    with ThreadPoolExecutor(len(readers)) as threads:
+        for silence in threads.map(comments, readers):
+            assert silence == 5 * [KEEP_ALIVE]
+    publish(channel, Event("b"))
+    for events in readers:
+        assert told(events, 1) == ["b"]
+    late = read(BEGIN)
+    assert [next(late).data, next(late).data] == ["a", "b"]
 
 
 def test_memory_forgets_a_channel_that_has_been_silent_and_has_no_reader(
