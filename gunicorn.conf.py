@@ -13,6 +13,24 @@ from settings import read_settings
 settings = read_settings(os.environ)
 
 
+def send_chunks(body, client):
+    """Send the body of an event stream in chunks (RFC 9112, section 7.1).
+
+    gunicorn and gevent would send the same, with a third more work for each
+    event. The price: in an access log, event streams have no bytes.
+    """
+    try:
+        yield b""  # for gunicorn to send the headers
+        for data in body:
+            if data:  # an empty chunk would be the last one
+                chunk = b"%X\r\n%b\r\n" % (len(data), data)
+                sent = client.send(chunk)
+                if sent < len(chunk):
+                    client.sendall(memoryview(chunk)[sent:])
+    finally:
+        body.close()
+
+
 class StreamingWorker(GeventWorker):
     """gunicorn's gevent worker, and an end of its event streams when it stops.
 
@@ -32,9 +50,9 @@ class StreamingWorker(GeventWorker):
         finally:
             self.clients.pop(gevent.getcurrent(), None)
 
-    def handle_request(self, *args):
+    def handle_request(self, listener_name, req, sock, addr):
         try:
-            super().handle_request(*args)
+            super().handle_request(listener_name, req, sock, addr)
         finally:
             self.environs.pop(gevent.getcurrent(), None)
         if gevent.getcurrent() not in self.clients:
@@ -45,17 +63,26 @@ class StreamingWorker(GeventWorker):
         app = self.wsgi
 
         def wsgi(environ, start_response):
+            is_chunked = False
+
             def start(status, headers, exc_info=None):
-                media_type = dict(headers).get("Content-Type", "")
+                nonlocal is_chunked
+                fields = dict(headers)
+                media_type = fields.get("Content-Type", "")
                 if media_type.startswith("text/event-stream"):
                     environ["sse.is_event_stream"] = True
+                    is_http_1_1 = environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+                    is_chunked = is_http_1_1 and "Content-Length" not in fields
                 return start_response(status, headers, exc_info)
 
             # A WebSocket, which nothing else would end either.
             if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
                 environ["sse.is_event_stream"] = True
             self.environs[gevent.getcurrent()] = environ
-            return app(environ, start)
+            body = app(environ, start)
+            if is_chunked:
+                body = send_chunks(body, environ["gunicorn.socket"])
+            return body
 
         self.wsgi = wsgi
 

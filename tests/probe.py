@@ -46,3 +46,8 @@ def probe():
 
             alive["greenlets"] += isinstance(thing, Greenlet) and not thing.dead
     return alive
+
+
+@app.get("/large")
+def large():
+    return EventStream([Event(20_000_000 * "a")])

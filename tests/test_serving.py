@@ -104,6 +104,49 @@ def test_a_reload_lets_an_answer_finish_that_is_no_stream(start):
             assert client.read() == b"{}"
 
 
+STREAM = "/stream/reconnect?retry=7&drop_after=2&drop=end"
+
+
+def raw_answer(port, request):
+    """Return the head and the body of an answer, as they are sent."""
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(request.encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head.decode(), body
+
+
+def test_gunicorn_sends_each_event_as_one_chunk(start):
+    server = start("gunicorn")
+    request = f"GET {STREAM} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    head, body = raw_answer(server.port, request)
+    assert "Transfer-Encoding: chunked" in head
+    sizes, chunks = [], []
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        sizes.append(int(size, 16))
+        chunks.append(body[: sizes[-1]])
+        assert body[sizes[-1] :][:2] == b"\r\n"
+        body = body[sizes[-1] + 2 :]
+    assert sizes[-1] == 0
+    assert chunks[0] == b"retry: 7\n"
+    assert [chunk.count(b"data: ") for chunk in chunks] == [0, 1, 1, 1, 0]
+
+
+def test_gunicorn_sends_no_chunks_to_a_client_that_knows_none(start):
+    server = start("gunicorn")
+    head, body = raw_answer(server.port, f"GET {STREAM} HTTP/1.0\r\n\r\n")
+    assert "Transfer-Encoding" not in head
+    assert body.startswith(b"retry: 7\nevent: asked\n")
+    assert body.endswith(b"\n\nid: 2\ndata: event 2\n\n")
+
+
+def test_an_event_larger_than_all_buffers_arrives_whole(start):
+    server = start("gunicorn probe:app", PYTHONPATH=str(PROJECT / "tests"))
+    with server.get("/large") as client:
+        assert client.read() == b":\ndata: " + 20_000_000 * b"a" + b"\n\n"
+
+
 def test_an_endless_request_line_is_refused(server):
     with server.get("/sse?interval=" + "1" * 70_000) as client:
         assert client.status == 414
