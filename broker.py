@@ -330,7 +330,8 @@ class _MemoryBroker:
         keep_alive_seconds: float,
         alone: bool,
     ) -> Iterator[Event | bytes | None]:
-        with self._opened(channel) as log:
+        log = self._open(channel)
+        try:
             known = self._known(log, last_event_id)
             in_time = known.wait(LOAD_SECONDS)
             place = log.newest_id
@@ -341,19 +342,17 @@ class _MemoryBroker:
                 last_event_id = place if in_time else log.newest_id
                 yield Event(last_event_id, event="begin", id=last_event_id)
             yield from log.read_behind(last_event_id, keep_alive_seconds, alone)
-
-    @contextmanager
-    def _opened(self, channel: str) -> Iterator[_Log]:
-        with self._lock:
-            log = self._logs.setdefault(channel, _Log())
-            log.readers += 1
-        try:
-            yield log
         finally:
             with self._lock:
                 log.readers -= 1
                 log.used_at = time.monotonic()
                 self._drop_if_unused(channel, log)
+
+    def _open(self, channel: str) -> _Log:
+        with self._lock:
+            log = self._logs.setdefault(channel, _Log())
+            log.readers += 1
+        return log
 
     def _known(self, log: _Log, id: str | None) -> threading.Event:
         """Return what is set when the log is able to tell where an id is."""
@@ -439,14 +438,13 @@ class _RedisBroker(_MemoryBroker):
             logger.warning("Redis is back.")
         self._is_away = False
 
-    @contextmanager
-    def _opened(self, channel: str) -> Iterator[_Log]:
-        with super()._opened(channel) as log:
-            with self._lock:
-                must_start, self._is_copying = not self._is_copying, True
-            if must_start:
-                threading.Thread(target=self._copy, daemon=True).start()
-            yield log
+    def _open(self, channel: str) -> _Log:
+        log = super()._open(channel)
+        with self._lock:
+            must_start, self._is_copying = not self._is_copying, True
+        if must_start:
+            threading.Thread(target=self._copy, daemon=True).start()
+        return log
 
     def _known(self, log: _Log, id: str | None) -> threading.Event:
         known = threading.Event()

@@ -241,17 +241,21 @@ def parse_events(
 def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
     """Yield each line that CRLF, LF or CR has ended, the first without BOM."""
     line, after_cr, bom = bytearray(), False, b"\xef\xbb\xbf"
+    most = max_bytes + len(bom + b"data: ")
     for chunk in filter(None, chunks):
         if after_cr:
             chunk = chunk.removeprefix(b"\n")
         after_cr = chunk.endswith(b"\r")
-        for number, piece in enumerate(BYTES_LINE_END.split(chunk)):
-            if number:
-                yield bytes(line.removeprefix(bom))
-                line, bom = bytearray(), b""
-            line += piece
-            if len(line) > max_bytes + len(bom + b"data: "):
+        *ends, rest = BYTES_LINE_END.split(chunk)
+        for end in ends:
+            whole = bytes(line + end) if line else end
+            if len(whole) > most:
                 raise EventTooLarge(max_bytes)
+            yield whole.removeprefix(bom)
+            line, bom = bytearray(), b""
+        line += rest
+        if len(line) > most:
+            raise EventTooLarge(max_bytes)
 
 
 def last_event_number() -> int:
