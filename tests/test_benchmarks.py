@@ -1,6 +1,14 @@
 import re
+import subprocess
+import sys
+
+import pytest
+from conftest import PROJECT, need
 
 from benchmarks.markdown_growth import KINDS, table
+from benchmarks.servers import missing
+
+README = (PROJECT / "README.md").read_text("utf-8")
 
 
 def test_table_of_the_growth_of_markdown_has_a_row_for_each_kind():
@@ -9,3 +17,38 @@ def test_table_of_the_growth_of_markdown_has_a_row_for_each_kind():
     for kind, row in zip(KINDS, rows, strict=True):
         cell = r" \d+\.\d µs, \d+\.\d B \|"
         assert re.fullmatch(rf"\| {kind} \|{cell * 2}", row)
+
+
+def cells(markdown: str) -> dict[tuple[str, str], list[str]]:
+    """Return the cells of the great table by work and figure, N for numbers."""
+    found, work = {}, ""
+    _, _, below = markdown.partition("| | | this app |")
+    for line in below.splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        shown, figure, *values = [
+            cell.strip() for cell in line.split("|")[1:-1]
+        ]
+        work = re.sub(r"[\d,]*\d", "N", shown) or work
+        found[work, figure] = values
+    return found
+
+
+@pytest.mark.timeout(240)
+def test_every_benchmark_runs_and_the_readme_has_its_table():
+    need("npm")
+    need("node")
+    command = (sys.executable, "-m", "benchmarks", "--tiny", "--repeat", "1")
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Left out" not in done.stdout
+    measured, published = cells(done.stdout), cells(README)
+    assert list(measured) == list(published)
+    for row, values in measured.items():
+        has_value = [value != "" for value in values]
+        assert has_value == [value != "" for value in published[row]], row
+
+
+def test_a_server_whose_runtime_is_missing_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert missing() == {"Express": "node or npm is not installed"}

@@ -1,0 +1,290 @@
+"""This app beside what people would use instead, measured in one run.
+
+    python -m benchmarks [--repeat N] [--tiny]
+
+Prints one table in Markdown. Each figure is the median of all repetitions, with
+the least and the greatest. Below a peer's figure stands this app's divided by
+it, both from the same repetition, again with the least and the greatest.
+"""
+
+import argparse
+import math
+import os
+import platform
+import re
+import resource
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from statistics import median, quantiles
+from typing import NamedTuple
+
+from benchmarks import encoders
+from benchmarks.readers import Readers, Reading, read_answers
+from benchmarks.servers import (
+    COMMANDS,
+    LOAD_CORE,
+    SERVER_CORE,
+    UPSTREAM,
+    Running,
+    missing,
+)
+
+EVENTS_PER_SECOND = 20
+TIMERS = {
+    "this app": "/real-time-updates?interval=0.05",
+    "Express": "/timer",
+    "sse-starlette": "/timer",
+    "FastAPI": "/timer",
+}
+BROADCAST = {
+    "this app": "/stream/prices?interval=0.05",
+    "Express": "/broadcast",
+    "bare `send`": "/",
+}
+IDLE = {
+    "this app": "/stream/notifications",
+    "Express": "/idle",
+    "sse-starlette": "/idle",
+    "FastAPI": "/idle",
+}
+ANSWERS = dict.fromkeys(
+    ("this app", "Express", "FastAPI"), "/completion?prompt=a"
+)
+CPU, P99 = "CPU per event", "delay, 99th percentile"
+SENT, LOAD = "events sent, of those due", "the load, of its core"
+COLUMNS = ("this app", "Express", "sse-starlette", "FastAPI", "others")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything. `calls` are those of an encoder or parser."""
+
+    readers: int = 2000
+    idle: tuple[int, ...] = (2000, 10_000)
+    growth: tuple[int, ...] = (500, 1000, 2000, 4000, 8000)
+    answers: int = 100
+    deltas: int = 200
+    calls: int = 100_000
+    seconds: float = 5
+    settle_seconds: float = 2
+
+
+TINY = Size(3, (2,), (2,), 2, 5, 1000, 0.3, 0.2)
+
+
+class Figure(NamedTuple):
+    """What was measured of one server, or library, at its work."""
+
+    work: str
+    name: str
+    server: str
+    value: float
+    unit: str
+
+
+def here(paths: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the servers that can run here, and their paths."""
+    return ((name, path) for name, path in paths.items() if name in COMMANDS)
+
+
+def events(
+    work: str,
+    paths: dict[str, str],
+    number: int,
+    size: Size,
+    *,
+    per_second: float = EVENTS_PER_SECOND,
+    time: bytes = rb'"number": ?(\d+)',
+) -> Iterator[Figure]:
+    """Measure servers that send to that many readers."""
+    for server, path in here(paths):
+        with Running(COMMANDS[server], SERVER_CORE) as running:
+            readers = Readers(running.port, path, number, time=time)
+            cpu, reading = cpu_and_reading(running, readers, size)
+        cpu_us = cpu / reading.count * 1e6
+        p50, p99 = (quantiles(reading.delays, n=100)[at] for at in (49, 98))
+        due = number * per_second * size.seconds
+        yield Figure(work, CPU, server, cpu_us, "µs")
+        yield Figure(work, "delay, median", server, p50, "ms")
+        yield Figure(work, P99, server, p99, "ms")
+        yield Figure(work, SENT, server, reading.count / due * 100, "%")
+        yield Figure(work, LOAD, server, reading.busy * 100, "%")
+
+
+def cpu_and_reading(
+    running: Running, readers: Readers, size: Size
+) -> tuple[float, Reading]:
+    """Return the CPU seconds of a while of reading, and what was read."""
+    with closing(readers):
+        readers.read(size.settle_seconds)
+        cpu = running.cpu_seconds()
+        reading = readers.read(size.seconds)
+        return running.cpu_seconds() - cpu, reading
+
+
+def idle(number: int, size: Size) -> Iterator[Figure]:
+    work = f"{number:,} idle readers"
+    for server, path in here(IDLE):
+        with (
+            Running(COMMANDS[server], SERVER_CORE) as running,
+            closing(Readers(running.port, path, 1)) as first,
+        ):
+            first.read(size.settle_seconds)
+            before = running.memory_bytes()
+            with closing(Readers(running.port, path, number)) as readers:
+                readers.read(size.settle_seconds)
+                taken = running.memory_bytes() - before
+        yield Figure(
+            work, "memory per reader", server, taken / number / 1024, "KiB"
+        )
+
+
+def answers(size: Size) -> Iterator[Figure]:
+    work = f"{size.answers} answers of {size.deltas} deltas, relayed"
+    with Running(f"{UPSTREAM} {size.deltas}", LOAD_CORE) as upstream:
+        for server, path in here(ANSWERS):
+            command = COMMANDS[server]
+            with Running(command, SERVER_CORE, upstream.port) as running:
+                read_answers(running.port, path, 1)
+                cpu = running.cpu_seconds()
+                firsts = read_answers(running.port, path, size.answers)
+                cpu = running.cpu_seconds() - cpu
+            cpu_us = cpu / (size.answers * size.deltas) * 1e6
+            yield Figure(work, "CPU per delta", server, cpu_us, "µs")
+            first = "first delta after"
+            yield Figure(work, f"{first}, median", server, median(firsts), "ms")
+            yield Figure(work, f"{first}, the last", server, max(firsts), "ms")
+
+
+def one_stream(size: Size) -> Iterator[Figure]:
+    for kind, flush in {"an event each": 0, "batched": 100}.items():
+        work = f"10,000 messages/s to one reader, {kind}"
+        with Running(COMMANDS["this app"], SERVER_CORE) as running:
+            path = f"/stream/batch?rate=10000&flush={flush}"
+            readers = Readers(running.port, path, 1, unit=b'"n":')
+            cpu, reading = cpu_and_reading(running, readers, size)
+        cpu_us = cpu / reading.count * 1e6
+        sent = reading.count / size.seconds
+        yield Figure(work, "CPU per message", "this app", cpu_us, "µs")
+        yield Figure(work, "messages sent", "this app", sent, "/s")
+
+
+def libraries(size: Size) -> Iterator[Figure]:
+    for work, times in {
+        "`Event.encode`": encoders.encode(size.calls),
+        "`parse_events`": encoders.parse(size.calls),
+    }.items():
+        for library, nanoseconds in times:
+            yield Figure(work, "per event", library, nanoseconds / 1000, "µs")
+
+
+def everything(size: Size) -> Iterator[Figure]:
+    """Measure it all once. Each figure goes to stderr as well."""
+    readers = f"{size.readers:,} readers"
+    yield from events(f"{readers}, a timer each", TIMERS, size.readers, size)
+    yield from events(
+        f"{readers} of a broadcast",
+        BROADCAST,
+        size.readers,
+        size,
+        time=rb"id: (\d+)-",
+    )
+    for number in size.idle:
+        yield from idle(number, size)
+    yield from answers(size)
+    yield from one_stream(size)
+    yield from libraries(size)
+    longer = replace(size, seconds=2 * size.seconds)
+    for number in size.growth:
+        path = "/real-time-updates?interval=0.25"
+        work = f"{number:,} readers, 4 events/s"
+        own = events(work, {"this app": path}, number, longer, per_second=4)
+        yield from (figure for figure in own if figure.name in (CPU, P99))
+
+
+def table(repetitions: list[list[Figure]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
+    rows = defaultdict(lambda: defaultdict(list))
+    for figures in repetitions:
+        for figure in figures:
+            rows[figure.work, figure.name][figure.server].append(figure)
+    yield f"| | | {' | '.join(COLUMNS)} |"
+    yield "|---|---|" + "---:|" * len(COLUMNS)
+    before = None
+    for (work, name), servers in rows.items():
+        cells = dict.fromkeys(COLUMNS, "")
+        own = [figure.value for figure in servers["this app"]]
+        for server, figures in servers.items():
+            values = [figure.value for figure in figures]
+            cell = f"{spread(values)} {figures[0].unit}"
+            if server != "this app" and name not in (SENT, LOAD):
+                pairs = zip(own, values, strict=True)
+                ratios = [a / b if b else math.nan for a, b in pairs]
+                cell += f", ×{spread(ratios)}"
+            if server in COLUMNS:
+                cells[server] = cell
+            else:
+                others = [cells["others"], f"{server}: {cell}"]
+                cells["others"] = "; ".join(filter(None, others))
+        shown, before = "" if work == before else work, work
+        yield f"| {shown} | {name} | {' | '.join(cells.values())} |"
+
+
+def spread(values: list[float]) -> str:
+    """Return the median, and of several values the least and the greatest."""
+    middle = short(median(values))
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({short(min(values))}–{short(max(values))})"
+
+
+def short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def machine() -> str:
+    cpus = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return (
+        f"On {date.today()}: {len(cpus)} cores of {cpus[0]}, "
+        f"Linux {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N")
+    parser.add_argument("--tiny", action="store_true", help="to see it run")
+    options = parser.parse_args()
+    size = TINY if options.tiny else Size()
+    os.sched_setaffinity(0, {LOAD_CORE})
+    allow_open_files(max(size.readers, *size.idle, *size.growth) + 200)
+    lacking = missing()
+    for server in lacking:
+        del COMMANDS[server]
+    repetitions = []
+    for _ in range(options.repeat):
+        repetitions.append([])
+        for figure in everything(size):
+            print(*figure, file=sys.stderr, flush=True)
+            repetitions[-1].append(figure)
+    print(machine(), end="\n\n")
+    for line in table(repetitions):
+        print(line)
+    for server, why in lacking.items():
+        print(f"\nLeft out: {server}, because {why}.")
+
+
+def allow_open_files(number: int) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < number:
+        raise SystemExit(f"Allow {number} open files: ulimit -Hn {number}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, most))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The servers that are measured: this app, and what people would use instead.
+
+Each runs on a core of its own. Its CPU time and its memory are what the
+operating system accounts to its processes. Linux only.
+"""
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+PROJECT = Path(__file__).parents[1]
+PEERS = PROJECT / "benchmarks" / "peers"
+START_SECONDS = 30
+CORES = sorted(os.sched_getaffinity(0))
+SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
+
+COMMANDS = {
+    "this app": (
+        "gunicorn benchmarks.stamped:app --bind 127.0.0.1:{port} "
+        "--log-level warning"
+    ),
+    "Express": "node benchmarks/peers/with_express.js {port} {upstream}",
+    "sse-starlette": (
+        "uvicorn --app-dir benchmarks/peers with_sse_starlette:app "
+        "--port {port} --log-level warning"
+    ),
+    "FastAPI": (
+        "uvicorn --app-dir benchmarks/peers with_fastapi:app "
+        "--port {port} --log-level warning"
+    ),
+    "bare `send`": "python benchmarks/peers/bare_send.py {port}",
+}
+UPSTREAM = "python -m benchmarks.upstream {port} "
+
+
+def missing() -> dict[str, str]:
+    """Return the servers that cannot run here, and why.
+
+    Express is installed, with npm, where there is a Node.
+    """
+    if not (shutil.which("node") and shutil.which("npm")):
+        return {"Express": "node or npm is not installed"}
+    if not (PEERS / "node_modules" / "express").is_dir():
+        npm = ("npm", "install", "--no-package-lock", "--loglevel=error")
+        if subprocess.run(npm, cwd=PEERS, stdout=subprocess.PIPE).returncode:
+            return {"Express": "npm could not install it"}
+    return {}
+
+
+class Running:
+    """A program that listens on `port` while the context lasts.
+
+    Raises SystemExit where it does not start.
+    """
+
+    def __init__(self, command: str, core: int, upstream: int = 9):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+        url = f"http://127.0.0.1:{upstream}/v1"
+        folders = (str(Path(sys.executable).parent), os.environ["PATH"])
+        environ = os.environ | {
+            "PATH": os.pathsep.join(folders),
+            "FLASK_MAX_STREAMS": "100000",
+            "OPENAI_BASE_URL": url,
+            "OPENAI_API_KEY": "sk-of-no-use",
+        }
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {core})  # the program inherits it
+        self._process = psutil.Popen(
+            shlex.split(command.format(port=self.port, upstream=url)),
+            cwd=PROJECT,
+            env=environ,
+        )
+        os.sched_setaffinity(0, cores)
+
+    def __enter__(self) -> "Running":
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                return self
+            except OSError:
+                time.sleep(0.05)
+        self.__exit__()
+        raise SystemExit(f"It did not start: {self._process.args}")
+
+    def __exit__(self, *_) -> None:
+        for process in self._processes():
+            process.kill()
+        self._process.wait()
+
+    def _processes(self) -> list[psutil.Process]:
+        if not self._process.is_running():
+            return []
+        return [*self._process.children(recursive=True), self._process]
+
+    def cpu_seconds(self) -> float:
+        times = [process.cpu_times() for process in self._processes()]
+        return sum(one.user + one.system for one in times)
+
+    def memory_bytes(self) -> int:
+        """Return the proportional set size."""
+        return sum(one.memory_full_info().pss for one in self._processes())
