@@ -227,10 +227,10 @@ class _Log:
             self._begin_at(BEGIN)
 
     def _begin_at(self, id: str) -> None:
-        for place in self.places:
+        given_up, self.places = self.places, deque([_Place(id)])
+        for place in given_up:
             place.then = None
-        self.places[-1].passed.set()
-        self.places = deque([_Place(id)])
+        given_up[-1].passed.set()  # who wakes looks at the new places
 
     def keep_alive(self, place: _Place) -> None:
         """Let all who wait at the end, if that is this place, send a comment.

@@ -74,7 +74,7 @@ class Size:
     settle_seconds: float = 2
 
 
-TINY = Size(3, (2,), (2,), 2, 5, 1000, 0.3, 0.2)
+TINY = Size(3, (2,), (2,), 2, 5, 1000, 0.2, 0.1)
 
 
 class Figure(NamedTuple):
