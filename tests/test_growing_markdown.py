@@ -261,7 +261,7 @@ KINDS = {
 }
 
 
-PIECE_CHARACTERS = 25
+PIECE_CHARACTERS = 50
 
 
 def spent(kind, size):
