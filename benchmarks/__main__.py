@@ -3,8 +3,8 @@
     python -m benchmarks [--repeat N] [--tiny]
 
 Prints one table in Markdown. Each figure is the median of all repetitions, with
-the least and the greatest. Below a peer's figure stands this app's divided by
-it, both from the same repetition, again with the least and the greatest.
+the least and the greatest. What follows × is this app's figure divided by the
+peer's, both from the same repetition.
 """
 
 import argparse
@@ -74,7 +74,16 @@ class Size:
     settle_seconds: float = 2
 
 
-TINY = Size(3, (2,), (2,), 2, 5, 1000, 0.2, 0.1)
+TINY = Size(
+    readers=3,
+    idle=(2,),
+    growth=(2,),
+    answers=2,
+    deltas=5,
+    calls=1000,
+    seconds=0.2,
+    settle_seconds=0.1,
+)
 
 
 class Figure(NamedTuple):
@@ -99,12 +108,12 @@ def events(
     size: Size,
     *,
     per_second: float = EVENTS_PER_SECOND,
-    time: bytes = rb'"number": ?(\d+)',
+    sent_at: bytes = rb'"number": ?(\d+)',
 ) -> Iterator[Figure]:
     """Measure servers that send to that many readers."""
     for server, path in here(paths):
         with Running(COMMANDS[server], SERVER_CORE) as running:
-            readers = Readers(running.port, path, number, time=time)
+            readers = Readers(running.port, path, number, sent_at=sent_at)
             cpu, reading = cpu_and_reading(running, readers, size)
         cpu_us = cpu / reading.count * 1e6
         p50, p99 = (quantiles(reading.delays, n=100)[at] for at in (49, 98))
@@ -192,7 +201,7 @@ def everything(size: Size) -> Iterator[Figure]:
         BROADCAST,
         size.readers,
         size,
-        time=rb"id: (\d+)-",
+        sent_at=rb"id: (\d+)-",
     )
     for number in size.idle:
         yield from idle(number, size)

@@ -34,7 +34,8 @@ class Reading:
 class Readers:
     """Connections to one event stream, open until `close`.
 
-    unit: the bytes to count; `time` matches the time in ms within an event.
+    unit: the bytes to count, those that each event holds once.
+    sent_at: a pattern for the time in ms at which an event was sent.
 
     Raises ConnectionError where a stream does not begin, or ends.
     """
@@ -45,9 +46,9 @@ class Readers:
         path: str,
         number: int,
         unit: bytes = b"data: ",
-        time: bytes | None = None,
+        sent_at: bytes | None = None,
     ):
-        self._unit, self._time = unit, time and re.compile(time)
+        self._unit, self._sent_at = unit, sent_at and re.compile(sent_at)
         self._sockets: dict[int, socket.socket] = {}
         self._poll = select.epoll()
         self._reading = Reading()
@@ -73,9 +74,9 @@ class Readers:
             if not data:
                 raise ConnectionError("The server has ended a stream.")
             self._reading.count += data.count(self._unit)
-            if self._time:
+            if self._sent_at:
                 now = time.time() * 1000
-                for sent in self._time.findall(data):
+                for sent in self._sent_at.findall(data):
                     self._reading.delays.append(now - int(sent))
         return set(ready)
 

@@ -67,6 +67,7 @@ class Running:
         folders = (str(Path(sys.executable).parent), os.environ["PATH"])
         environ = os.environ | {
             "PATH": os.pathsep.join(folders),
+            "REDIS_URL": "",
             "FLASK_MAX_STREAMS": "100000",
             "OPENAI_BASE_URL": url,
             "OPENAI_API_KEY": "sk-of-no-use",
