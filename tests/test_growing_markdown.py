@@ -261,7 +261,7 @@ KINDS = {
 }
 
 
-PIECE_CHARACTERS = 50
+PIECE_CHARACTERS = 100
 
 
 def spent(kind, size):

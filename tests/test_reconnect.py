@@ -414,7 +414,7 @@ def test_each_event_ends_a_silence(lab):
 
 def test_the_page_notices_an_attempt_that_nobody_answers(lab):
     begin(lab, WATCH, retry="0", drop_after="1")
-    log_until(lab, "message: event 1.")
+    log_until(lab, "open: readyState is 1, OPEN.")
     lab.route(f"**{STREAM}?*", lambda route: None)
     said = log_until(lab, lost("1"))
     assert run_timers(lab, 2999) == said
