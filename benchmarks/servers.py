@@ -15,6 +15,9 @@ from pathlib import Path
 
 import psutil
 
+if sys.platform != "linux":
+    raise SystemExit("The benchmarks need Linux.")
+
 PROJECT = Path(__file__).parents[1]
 PEERS = PROJECT / "benchmarks" / "peers"
 START_SECONDS = 30

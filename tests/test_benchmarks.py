@@ -3,10 +3,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT, need
+from conftest import PROJECT, lack, need
 
 from benchmarks.markdown_growth import KINDS, table
-from benchmarks.servers import missing
 
 README = (PROJECT / "README.md").read_text("utf-8")
 
@@ -34,7 +33,14 @@ def cells(markdown: str) -> dict[tuple[str, str], list[str]]:
     return found
 
 
+@pytest.fixture
+def _linux():
+    if sys.platform != "linux":
+        lack("needs Linux")
+
+
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("_linux")
 def test_every_benchmark_runs_and_the_readme_has_its_table():
     need("npm")
     need("node")
@@ -49,6 +55,9 @@ def test_every_benchmark_runs_and_the_readme_has_its_table():
         assert has_value == [value != "" for value in published[row]], row
 
 
+@pytest.mark.usefixtures("_linux")
 def test_a_server_whose_runtime_is_missing_is_left_out(monkeypatch, tmp_path):
+    from benchmarks.servers import missing
+
     monkeypatch.setenv("PATH", str(tmp_path))
     assert missing() == {"Express": "node or npm is not installed"}
