@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 BUFFER_BYTES = 256 * 1024
 RESET = struct.pack("ii", 1, 0)  # on close, so that no port stays taken
 MAX_PENDING = 20  # connections that wait for their first bytes
+SILENCE_SECONDS = 30  # after which a server will not answer any more
 LAST_CHUNK = b"0\r\n\r\n"
 WORD = b"word"  # of which the answers consist
 
@@ -56,9 +57,9 @@ class Readers:
         for _ in range(number):
             pending.add(self._open(port, path))
             while len(pending) > MAX_PENDING:
-                pending -= self._receive(10)
+                pending -= self._begun()
         while pending:
-            pending -= self._receive(10)
+            pending -= self._begun()
 
     def _open(self, port: int, path: str) -> int:
         client = asked(port, path)
@@ -66,6 +67,12 @@ class Readers:
         self._sockets[client.fileno()] = client
         self._poll.register(client, select.EPOLLIN)
         return client.fileno()
+
+    def _begun(self) -> set[int]:
+        ready = self._receive(SILENCE_SECONDS)
+        if not ready:
+            raise ConnectionError("The server begins no stream.")
+        return ready
 
     def _receive(self, timeout: float) -> set[int]:
         ready = [descriptor for descriptor, _ in self._poll.poll(timeout)]
@@ -105,7 +112,8 @@ def asked(port: int, path: str) -> socket.socket:
 def read_answers(port: int, path: str, number: int) -> list[float]:
     """Read that many answers at once, to their ends.
 
-    Return the ms from each request to the first delta of its answer.
+    Return the ms from each request to the first delta of its answer. Raises
+    ConnectionError where one breaks off, or nothing comes.
     """
     poll, answers, asked_at, delays, ends = select.epoll(), {}, {}, {}, {}
     for _ in range(number):
@@ -116,7 +124,10 @@ def read_answers(port: int, path: str, number: int) -> list[float]:
         ends[descriptor] = b""
         poll.register(client, select.EPOLLIN)
     while answers:
-        for descriptor, _ in poll.poll():
+        ready = poll.poll(SILENCE_SECONDS)
+        if not ready:
+            raise ConnectionError("The server does not end its answers.")
+        for descriptor, _ in ready:
             data = answers[descriptor].recv(BUFFER_BYTES)
             if not data:
                 raise ConnectionError("An answer has broken off.")
