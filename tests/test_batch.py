@@ -24,7 +24,7 @@ def test_batches_are_arrays_whose_messages_count_on(server):
     messages = [message for array in arrays for message in array]
     assert [m["n"] for m in messages] == list(range(1, len(messages) + 1))
     assert all(list(m) == ["n", "value"] for m in messages)
-    assert len(messages) > 300
+    assert len(messages) > 100
 
 
 def test_without_flush_each_message_is_an_event(server):
@@ -129,14 +129,18 @@ def test_page_shows_both_ways_side_by_side(lesson_page):
     page.get_by_role("button", name="Start").click()
 
     cells = page.locator("tbody td")
-    wait_until(lambda: cells.nth(3).text_content() != "0")
+
+    def numbers() -> list[int]:
+        texts = cells.all_text_contents()
+        return [int(text.replace(",", "")) for text in texts[2:8]]
+
+    wait_until(lambda: min(numbers()[:2]) > 100)
+    assert cells.all_text_contents()[:2] == ["open", "open"]
     # Read at one moment: the next second's numbers may come at any time.
-    texts = [text.replace(",", "") for text in cells.all_text_contents()]
-    assert texts[:2] == ["open", "open"]
-    messages, each, events, each_event, size, each_size = map(int, texts[2:8])
-    assert messages > 100
-    assert each_event == each > 100
+    messages, each, events, each_event, size, each_size = numbers()
+    assert each_event == each
     assert 0 < events < messages / 5
-    assert 1000 < size < each_size
+    # The columns do not count the same second, so by the message.
+    assert 10 < size / messages < each_size / each
     page.get_by_role("button", name="Stop").click()
     assert cells.all_text_contents()[:2] == ["closed", "closed"]
