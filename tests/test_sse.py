@@ -581,7 +581,7 @@ def seconds_to_parse(stream: bytes, chunk_bytes: int) -> float:
 @pytest.mark.parametrize(
     ("shape", "megabytes", "chunk_bytes"),
     [
-        (many_events, 4, 1),
+        (many_events, 2, 1),
         (many_events, 10, 65536),
         (many_events, 10, 10**9),
         (many_lines, 1, 1),

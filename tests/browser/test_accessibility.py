@@ -34,6 +34,17 @@ async ([kinds, contrast]) => {
   );
 }
 """
+# Of the code, one token of each kind: they differ in their colour alone, and
+# axe would look at a thousand.
+KEEP_ONE_TOKEN_OF_EACH_KIND = """
+() => {
+  const seen = new Set();
+  for (const token of document.querySelectorAll("details pre span")) {
+    if (seen.has(token.className)) token.replaceWith(token.textContent);
+    seen.add(token.className);
+  }
+}
+"""
 OPEN_PANELS = """
 () => document.querySelectorAll("details").forEach((panel) => {
   panel.open = true;
@@ -151,6 +162,7 @@ def test_axe_finds_nothing_before_and_after_events_arrive(
     check, open_page, path
 ):
     page = open_page(path)
+    page.evaluate(KEEP_ONE_TOKEN_OF_EACH_KIND)
     page.evaluate(OPEN_PANELS)
     if path in LESSONS:
         assert check("violations", schemes=["light"], contrast=False) == []

@@ -247,5 +247,5 @@ def test_a_lost_connection_is_thrown_after_the_events_before_it(tab, server):
     ids=["one line", "many lines", "many events"],
 )
 def test_four_times_the_bytes_take_about_four_times_as_long(tab, text):
-    quarter, whole = tab.evaluate(TIME, [text, [2**18, 2**20]])
+    quarter, whole = tab.evaluate(TIME, [text, [2**17, 2**19]])
     assert whole < 10 * quarter
