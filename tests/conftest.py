@@ -30,7 +30,7 @@ VIEWPORT = {"width": 1280, "height": 720}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
     """Return as soon as `condition` holds; fail when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -292,7 +292,9 @@ def own_redis(tmp_path) -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def browser():
     executable = need(*BROWSERS)
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=30_000)
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable)

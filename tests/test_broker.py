@@ -85,7 +85,7 @@ def read(channel, monkeypatch):
         yield read
 
 
-def take(events, count, seconds=5) -> list[Event]:
+def take(events, count, seconds=30) -> list[Event]:
     """Return the next events, without the comments between them."""
     taken, deadline = [], time.monotonic() + seconds
     while len(taken) < count:

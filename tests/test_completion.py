@@ -455,7 +455,7 @@ def test_silence_ends_every_answer_after_the_set_time(
     took = time.monotonic() - began
     error = official_error(504, sentence)
     begun = answer is silent_in_mid_answer
-    assert SILENCE_SECONDS <= took < SILENCE_SECONDS + 1
+    assert SILENCE_SECONDS <= took < 2 * SILENCE_SECONDS
     assert bodies[0] == answered(*["Hello"] * begun) + failed(sentence)
     assert relayed.status == (200 if begun else 504)
     if begun:
@@ -695,7 +695,7 @@ def test_a_whole_answer_that_is_too_large_is_502(online, upstream):
     with ask(online, CHAT) as client:
         assert client.status == 502
         assert "too large" in client.read().decode()
-    wait_until(upstream.connections[0].left.is_set, LEAVE_SECONDS)
+    wait_until(upstream.connections[0].left.is_set)
 
 
 def test_body_of_256_kib_passes(online, upstream):

@@ -180,7 +180,7 @@ def ask(page, prompt=EXAMPLE):
 
 
 def finish(page):
-    expect(page.locator("#state")).to_have_text("closed", timeout=20_000)
+    expect(page.locator("#state")).to_have_text("closed")
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_silence_is_told_each_second_and_fails_at_last(online, upstream):
     assert types[:3] == ["started", "message", "waiting"]
     assert types[-1] == "failed"
     assert 1 <= types.count("waiting") <= SILENCE_SECONDS
-    assert time.monotonic() - begun < SILENCE_SECONDS + 2
+    assert time.monotonic() - begun < SILENCE_SECONDS + 5
 
 
 @pytest.mark.parametrize(
@@ -472,7 +472,7 @@ def test_too_many_answers_at_once_are_refused(online, upstream):
         with post(online) as answer:
             return answer.status == 202
 
-    wait_until(is_accepted, LEAVE_SECONDS)
+    wait_until(is_accepted)
     wait_until(lambda: len(upstream.requests) == 21)
 
 
@@ -498,11 +498,11 @@ def text_of(page: Page) -> str:
 
 
 def expect_state(page: Page, state: str) -> None:
-    expect(page.locator("#state")).to_have_text(state, timeout=10_000)
+    expect(page.locator("#state")).to_have_text(state)
 
 
 def expect_end(page: Page, sentence: str) -> None:
-    expect(page.locator("#end")).to_have_text(sentence, timeout=10_000)
+    expect(page.locator("#end")).to_have_text(sentence)
     expect_state(page, "closed")
     assert page.evaluate("source.readyState") == 2  # CLOSED, for good
     assert page.locator("#answer").get_attribute("aria-busy") == "false"
@@ -614,7 +614,7 @@ def test_page_says_that_it_waits_only_while_it_does(resume, upstream):
     expect(end).to_have_text("The model is thinking …")
     upstream.go_on()
     expect_text(resume, "One two ")
-    expect(end).to_be_empty(timeout=500)
+    expect(end).to_be_empty()
     upstream.go_on()
     expect_end(resume, "The answer is whole.")
 

@@ -294,7 +294,7 @@ def test_a_browser_comes_back_to_a_restarted_server(start, page):
     server.stop()
     expect(page.locator("#state")).to_have_text("reconnecting")
     start("gunicorn", port=server.port)
-    expect(page.locator("#state")).to_have_text("open", timeout=20_000)
+    expect(page.locator("#state")).to_have_text("open")
     received = int(page.locator("#received").text_content())
     page.get_by_text(f"id {received + 5}:").wait_for()
     assert page.locator("#missing").text_content() == "0"
