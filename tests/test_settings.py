@@ -64,13 +64,23 @@ def test_reads_the_environment_the_flask_way():
         ),
     ],
 )
+def test_a_bad_value_is_told_with_what_is_allowed(name, value, sentence):
+    with pytest.raises(SystemExit) as stop:
+        read_settings({name: value})
+    assert str(stop.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("FLASK_MAX_STREAMS", "1 to 100000"), ("FLASK_RUN_PORT", "1 to 65535")],
+)
 @pytest.mark.parametrize(
     "command", ["flask run", "gunicorn", "gunicorn app:app"]
 )
 def test_a_bad_value_stops_the_start_with_one_line(
-    command, name, value, sentence, monkeypatch
+    command, name, allowed, monkeypatch
 ):
-    monkeypatch.setenv(name, value)
+    monkeypatch.setenv(name, "999999")
     ended = subprocess.run(
         [sys.executable, "-m", *command.split()],
         cwd=PROJECT,
@@ -79,7 +89,8 @@ def test_a_bad_value_stops_the_start_with_one_line(
         timeout=20,
     )
     assert ended.returncode == 1
-    assert ended.stdout + ended.stderr == sentence + "\n"
+    sentence = f"{name} must be an integer from {allowed}, not '999999'.\n"
+    assert ended.stdout + ended.stderr == sentence
 
 
 @pytest.mark.parametrize("key", ["sk-geheim-é", "sk-a\nb", "sk-a b"])
