@@ -536,8 +536,8 @@ def test_four_ways_bring_the_same_and_only_polls_ask_again(lesson_page):
     wait_until_no_event_is_missing(page, every=5)
     shown = stop(page)
     assert shown["socket"].requests == shown["stream"].requests == 1
-    assert shown["poll"].requests > early["poll"].requests > 1
-    assert shown["long"].requests >= early["long"].requests + 8
+    for row in ("poll", "long"):
+        assert shown[row].requests > early[row].requests > 1
     assert shown["poll"].requests < shown["poll"].events / 2
     for row in ("long", "socket", "stream"):
         assert shown[row].delay < shown["poll"].delay
