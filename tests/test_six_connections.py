@@ -267,12 +267,8 @@ def test_stop_ends_every_stream(start, page, shared, streams):
     begin(page, shared)
     wait_until(lambda: "–" not in last_events(page)[:streams])
     press(page, "Stop")
-
-    def all_are_closed() -> bool:
-        closed = len(server.logged("^clock: closed after"))
-        return closed == len(server.logged("GET /sse")) >= streams
-
-    wait_until(all_are_closed)
+    ended = "^clock: closed after"
+    wait_until(lambda: len(server.logged(ended)) >= streams)
 
 
 def test_streams_alone_and_together_take_turns(lesson, asked):
