@@ -114,7 +114,8 @@ async ([count, way]) => {
 TIME = """
 async ([text, sizes]) => {
   const best = sizes.map(() => Infinity);
-  for (let round = 0; round < 3; round++) {
+  const isUndecided = () => best[1] > 10 * best[0]; // or the machine is busy
+  for (let round = 0; round < 3 || (round < 12 && isUndecided()); round++) {
     for (const [index, size] of sizes.entries()) {
       const times = Math.ceil(size / text.length);
       const bytes = new TextEncoder().encode(text.repeat(times) + "\\n\\n");
