@@ -132,7 +132,7 @@ def cpu_and_reading(
     with closing(readers):
         readers.read(size.settle_seconds)
         cpu = running.cpu_seconds()
-        reading = readers.read(size.seconds)
+        reading = readers.read(size.seconds, at_least=2)  # for quantiles
         return running.cpu_seconds() - cpu, reading
 
 

@@ -87,12 +87,18 @@ class Readers:
                     self._reading.delays.append(now - int(sent))
         return set(ready)
 
-    def read(self, seconds: float) -> Reading:
-        """Return what comes from now on, for so long."""
+    def read(self, seconds: float, at_least: int = 0) -> Reading:
+        """Return what comes from now on, for so long, and at least so much.
+
+        Raises ConnectionError where it does not come.
+        """
         self._reading = Reading()
         busy, end = time.process_time(), time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self._receive(left)
+        while self._reading.count < at_least:
+            if not self._receive(SILENCE_SECONDS):
+                raise ConnectionError("The server sends no event.")
         self._reading.busy = (time.process_time() - busy) / seconds
         return self._reading
 
