@@ -34,8 +34,8 @@ async ([kinds, contrast]) => {
   );
 }
 """
-# Of the code, one token of each kind: they differ in their colour alone, and
-# axe would look at a thousand.
+# Of the code, one token of each kind: all of a kind look alike, and axe would
+# judge each of a thousand.
 KEEP_ONE_TOKEN_OF_EACH_KIND = """
 () => {
   const seen = new Set();
