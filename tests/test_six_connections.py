@@ -259,9 +259,12 @@ def test_when_its_window_leaves_another_window_takes_over(lesson, asked, leave):
 
 
 @pytest.mark.own_page
-@pytest.mark.parametrize(("shared", "streams"), [(False, 6), (True, 1)])
-def test_stop_ends_every_stream(start, page, shared, streams):
-    server = start("flask run")
+@pytest.mark.parametrize(
+    ("shared", "asked", "streams"), [(False, 8, 6), (True, 1, 1)]
+)
+def test_stop_ends_every_stream(start, page, shared, asked, streams):
+    server, given_up = start("flask run"), []
+    page.on("requestfailed", lambda request: given_up.append(request))
     page.add_init_script(OTHER_STREAM.format(CLOCK))
     page.goto(f"{server.url}/demos/six_connections")
     begin(page, shared)
@@ -269,6 +272,7 @@ def test_stop_ends_every_stream(start, page, shared, streams):
     press(page, "Stop")
     ended = "^clock: closed after"
     wait_until(lambda: len(server.logged(ended)) >= streams)
+    wait_until(lambda: len(given_up) == asked or page.wait_for_timeout(10))
 
 
 def test_streams_alone_and_together_take_turns(lesson, asked):
