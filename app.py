@@ -1,140 +1,60 @@
 """Server-sent events by example: the app that serves every lesson."""
 
-import hashlib
 import logging
 import os
-import threading
-from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from flask import (
-    Flask,
-    Response,
-    abort,
-    g,
-    jsonify,
-    make_response,
-    render_template,
-    request,
-)
-from werkzeug.exceptions import HTTPException, ServiceUnavailable
+from flask import Flask
 
-import pages
-from broker import Unavailable, newest
-from demos import DEMOS
-from language_model import has_upstream
-from settings import read_settings
-from sse import is_cross_site
-
-LESSONS = {demo.bp.name: demo for demo in DEMOS}
-# Lessons that ask the model import its guard: their answers can cost money.
-MODEL_LESSONS = {
-    name
-    for name, demo in LESSONS.items()
-    if hasattr(demo, "refuse_other_sites")
-}
-MEDIA_TYPES = ("application/json", "text/html")
-WAITING_VIEWS = ("stream", "long_poll", "socket")
-RETRY_AFTER_SECONDS = 5
+import background
+import broker
+import checks
+import language_model
+import sse
+from demos import FREE_OFFLINE, LESSONS, relay
+from website import limits, offline_model, pages, security
+from website.settings import has_upstream, read_settings
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """Return the app, configured from the environment, then from `config`.
 
-    Raises SystemExit with one line for a setting that makes no sense.
+    Raises SystemExit, with one line, for a wrong setting.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     app = Flask(__name__)
     app.config.from_prefixed_env()
     app.config.from_mapping(read_settings(os.environ) | dict(config or {}))
+    set_up_parts(app.config)
     app.register_blueprint(pages.bp)
-    for demo in DEMOS:
-        app.register_blueprint(demo.bp)
-    app.before_request(refuse_changes_from_other_sites)
-    app.after_request(add_headers)
-    app.register_error_handler(HTTPException, explain)
-    limit_streams(app)
-    if os.environ.get("REDIS_URL"):
-        with suppress(Unavailable):  # it may come later; its absence is logged
-            newest("start")
+    for lesson in LESSONS.values():
+        app.register_blueprint(lesson.module.bp)
+    security.init_app(app)
+    limits.init_app(app)
     return app
 
 
-def refuse_changes_from_other_sites() -> None:
-    """Answer 403 where the page of another site would change something."""
-    if request.method in ("POST", "PUT", "DELETE", "PATCH") and is_cross_site():
-        abort(403, "Pages of other sites may not change anything here.")
+def set_up_parts(config: Mapping[str, Any]) -> None:
+    """Set the parts' constants, and plug in Redis and the offline model."""
+    sse.KEEP_ALIVE_SECONDS = config["KEEP_ALIVE_SECONDS"]
+    language_model.SILENCE_SECONDS = config["UPSTREAM_SILENCE_SECONDS"]
+    background.LOST_SECONDS = config["JOB_LOST_SECONDS"]
+    relay.MAX_BODY_BYTES = config["RELAY_MAX_BYTES"]
+    broker.BROKER = broker.MemoryBroker()
+    if url := os.environ.get("REDIS_URL"):
+        from redis_broker import RedisBroker  # nothing else needs redis-py
 
-
-def add_headers(response: Response) -> Response:
-    """Let only scripts of ours run, and other sites read what costs nothing."""
-    inline = map(script_source, g.get("inline_scripts", []))
-    scripts = " ".join(["'self'", *inline])
-    response.headers["Content-Security-Policy"] = (
-        f"default-src 'none'; script-src {scripts}; style-src 'self'; "
-        "img-src 'self'; connect-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-src 'self'; frame-ancestors 'self'"
-    )
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "same-origin"
-    spends_money = request.blueprint in MODEL_LESSONS and has_upstream()
-    if request.blueprint in LESSONS and not spends_money:
-        response.headers["Access-Control-Allow-Origin"] = "*"
-    return response
-
-
-def script_source(text: str) -> str:
-    """Return the Content-Security-Policy source that allows this script."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{b64encode(digest).decode()}'"
-
-
-def explain(error: HTTPException) -> Response:
-    """Say what was wrong: in JSON for streams and APIs, on a page for pages."""
-    wants_page = request.accept_mimetypes.best_match(MEDIA_TYPES) == "text/html"
-    if wants_page and request.blueprint not in LESSONS:
-        response = make_response(render_template("error.html", error=error))
-    else:
-        response = jsonify(error=error.description)
-    response.status_code = error.code
-    for name, value in error.get_headers():
-        response.headers.setdefault(name, value)
-    return response
-
-
-def limit_streams(app: Flask) -> None:
-    """Answer 503 while MAX_STREAMS streams are open in this process.
-
-    A view that goes on, and whatever asks the model, takes a place before it
-    does any work, and frees it as soon as its response is closed. To stop an
-    answer is always possible.
-    """
-    places = threading.BoundedSemaphore(app.config["MAX_STREAMS"])
-
-    @app.before_request
-    def take_place() -> None:
-        view = (request.endpoint or "").rpartition(".")[2]
-        waits = view in WAITING_VIEWS or request.blueprint in MODEL_LESSONS
-        if request.method != "DELETE" and waits:
-            if not places.acquire(blocking=False):
-                raise ServiceUnavailable(
-                    "Too many streams are open. Try again in a few seconds.",
-                    retry_after=RETRY_AFTER_SECONDS,
-                )
-            g.give_place_back = places.release
-
-    @app.after_request
-    def give_back_when_closed(response: Response) -> Response:
-        if "give_place_back" in g and response.is_streamed:
-            response.call_on_close(g.pop("give_place_back"))
-        return response
-
-    @app.teardown_request
-    def give_back_without_response(error: BaseException | None) -> None:
-        if "give_place_back" in g:
-            g.pop("give_place_back")()
+        broker.BROKER = RedisBroker(url)
+        with suppress(broker.Unavailable):  # logged; Redis may start later
+            broker.newest("start")
+    checks.OPEN_BLUEPRINTS = frozenset()
+    if not has_upstream(os.environ):
+        model = offline_model.OfflineModel(config["OFFLINE_WORD_SECONDS"])
+        language_model.session.mount(offline_model.URL, model)
+        language_model.BASE_URL = offline_model.URL
+        checks.OPEN_BLUEPRINTS = FREE_OFFLINE
 
 
 app = create_app()

@@ -8,7 +8,8 @@ from httpx_sse import EventSource
 from sse_starlette import JSONServerSentEvent
 from sseclient import SSEClient
 
-from sse import Event, parse_events
+from event_source import parse_events
+from sse import Event
 
 DATA = {"id": 1234, "number": 56, "text": "a few words, as a token has them"}
 EVENTS = 1000

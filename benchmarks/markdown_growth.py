@@ -11,7 +11,7 @@ The events draw the open block again and again, at most ten times a second.
 import time
 from collections.abc import Iterator
 
-from demos.markdown import answer
+from demos.markdown import blocks
 
 SIZES = {"1 KB": 1000, "10 KB": 10_000, "100 KB": 100_000, "1 MB": 1_000_000}
 TOKEN_CHARACTERS = 4
@@ -43,7 +43,7 @@ def measure(kind: str, size: int) -> tuple[float, int]:
             yield text[start : start + TOKEN_CHARACTERS]
 
     text, begin = markdown(kind, size), time.process_time()
-    sent = sum(len(e.encode()) for e in answer(tokens(), lambda: seconds))
+    sent = sum(len(e.encode()) for e in blocks(tokens(), lambda: seconds))
     return time.process_time() - begin, sent
 
 

@@ -19,41 +19,105 @@ from demos import (
     prices,
     progress,
     reconnect,
+    relay,
     resume,
     six_connections,
     thinking,
 )
 
 
+class Lesson(NamedTuple):
+    """A lesson, and what the website must know about it.
+
+    long_views: views that keep a connection open, to be limited.
+    free_offline: costs money unless the offline model answers. Then
+        pages of other sites may use it, too.
+    also_shown: more files that its page shows.
+    inline_scripts: scripts in its stream, to be allowed to run.
+    """
+
+    module: ModuleType
+    long_views: tuple[str, ...] = ("stream",)
+    free_offline: bool = False
+    also_shown: tuple[str, ...] = ()
+    inline_scripts: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.module.bp.name
+
+
 class Part(NamedTuple):
-    """Some lessons, and what they are about."""
+    """Some lessons, and what they have in common."""
 
     title: str
     about: str
-    demos: tuple[ModuleType, ...]
+    lessons: tuple[Lesson, ...]
 
 
 PARTS = (
     Part(
         "The protocol",
         "What goes over the wire, and what a browser makes of it.",
-        (hello, numbers, clock, thinking, batch, before_sse),
+        (
+            Lesson(hello),
+            Lesson(numbers),
+            Lesson(clock),
+            Lesson(thinking),
+            Lesson(batch),
+            Lesson(
+                before_sse,
+                long_views=("stream", "long_poll", "socket"),
+            ),
+        ),
     ),
     Part(
         "Streaming answers",
-        "What is slow is shown while it is made, by a language model or not.",
-        (completion, chat, post, markdown, html),
+        "Show slow results as they are produced, by a language "
+        "model or by your own code.",
+        (
+            Lesson(completion, free_offline=True),
+            Lesson(chat, free_offline=True),
+            Lesson(post, also_shown=("static/event-stream.js",)),
+            Lesson(markdown, free_offline=True),
+            Lesson(html, inline_scripts=(html.SCRIPT,)),
+            Lesson(
+                relay,
+                long_views=("chat_completions",),
+                free_offline=True,
+                also_shown=("static/event-stream.js",),
+            ),
+        ),
     ),
     Part(
         "Many readers",
-        "One stream for all who look, whoever comes late, leaves or returns.",
-        (notifications, prices, progress, document, resume),
+        "One stream shared by many clients, including those that "
+        "join late or reconnect.",
+        (
+            Lesson(notifications),
+            Lesson(prices, also_shown=("static/chart.js",)),
+            Lesson(progress),
+            Lesson(document),
+            Lesson(resume),
+        ),
     ),
     Part(
         "What goes wrong",
-        "Lost connections, failures, silence, and more streams than allowed.",
-        (reconnect, six_connections),
+        "Lost connections, errors, silence, and more streams than "
+        "a browser opens.",
+        (
+            Lesson(reconnect),
+            Lesson(
+                six_connections,
+                also_shown=("nginx.conf", "demos/clock.py"),
+            ),
+        ),
     ),
 )
 
-DEMOS = tuple(demo for part in PARTS for demo in part.demos)
+LESSONS = {
+    lesson.name: lesson for part in PARTS for lesson in part.lessons
+}
+FREE_OFFLINE = frozenset(
+    name for name, lesson in LESSONS.items() if lesson.free_offline
+)

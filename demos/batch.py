@@ -1,15 +1,17 @@
-"""Batch: many messages in few events
+"""Batch: thousands of messages, a few events
 
-Messages that come faster than it is wise to send them collect in a buffer, and
-a few times a second all of them leave as one event, a JSON array.
+Messages arrive faster than it is wise to send them. They collect in
+a buffer, and a few times a second all of them leave as one event, a
+JSON array.
 
-Notice: both sides show as many messages a second, but the batched one takes
-far fewer events, and fewer bytes. Nothing comes twice and nothing is lost, but
-for a reader that is far too slow: an event `dropped` says how much.
+Notice: both sides show the same number of messages a second, but
+the batched side needs far fewer events, and fewer bytes. No message
+is repeated, and none is lost unless the client is far too slow:
+then an event `dropped` says how many.
 
-Try: set the messages a second to 10000 and press Start. The batched side still
-takes ten events a second, each with a thousand messages. The other side takes
-ten thousand.
+Try: set the messages a second to 10000 and press Start. The batched
+side still gets ten events a second, each with a thousand messages.
+The other side gets ten thousand events.
 
     curl -N "http://127.0.0.1:5000/stream/batch?rate=1000&flush=500"
 """
@@ -21,12 +23,14 @@ from random import random
 
 from flask import Blueprint, abort
 
-from sse import Event, EventStream, query_number
+from checks import allow_any_origin, query_number
+from sse import Event, EventStream
 
 RATE_PER_SECOND = 1000
 FLUSH_MS = 100
 
 bp = Blueprint("batch", __name__)
+bp.after_request(allow_any_origin)
 
 
 @bp.get("/stream/batch")
@@ -34,12 +38,11 @@ def stream():
     rate = query_number("rate", RATE_PER_SECOND, 1, 10_000)
     flush = query_number("flush", FLUSH_MS, 0, 5000)
     if 0 < flush < 10:
-        abort(400, "flush must be 0, for each message at once, or 10 to 5000.")
+        abort(400, "flush must be 0 (no batches), or 10 to 5000.")
     return EventStream(batches(rate, flush / 1000))
 
 
 def produce(rate, put, closed):
-    """Put `rate` messages a second, until the stream is closed."""
     start, n = time.monotonic(), 0
     while not closed.wait(max(1 / rate, 0.001)):
         while n < (time.monotonic() - start) * rate:

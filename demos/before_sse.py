@@ -1,18 +1,20 @@
-"""Before: the same events by poll, by WebSocket, by event stream
+"""Before SSE: polling, long polling and WebSocket compared
 
-Every event comes to the page in four ways at once. Polling asks again and
-again. Long polling asks, and is answered when there is something to say. A
-WebSocket is a connection of another protocol, in both directions. An event
-stream is one HTTP response that does not end.
+Every event reaches the page in four ways. Polling requests again
+and again. Long polling requests, and is answered when there is
+something to report. A WebSocket is a connection of another
+protocol, in both directions. An event stream is one HTTP response
+that does not end.
 
-Notice: every poll, long or not, costs a request and a response with all their
-headers, for some forty bytes of data. Polls are late, too, by half their
-interval on average. A WebSocket and an event stream are quick and lean; what
-tells them apart stands in the table.
+Notice: every poll, long or not, costs a request and a response with
+all their headers, for some forty bytes of data. Polls are also
+late, by half their interval on average. A WebSocket and an event
+stream are fast and lean; the table shows what tells them apart.
 
-Try: set the events to every 0.1 s. A poll brings twenty of them at a time, a
-second late on average, and each long poll brings one. Then set the events to
-every 2 s and the polls to every 0.1 s: of twenty polls nineteen bring none.
+Try: set the events to every 0.1 s. A poll returns twenty of them, a
+second late on average, and each long poll returns one. Then set the
+events to every 2 s and the polls to every 0.1 s: of twenty polls,
+nineteen return none.
 
     curl -N "http://127.0.0.1:5000/stream/before_sse?interval=2"
 """
@@ -26,38 +28,49 @@ from socket import SHUT_RDWR
 from flask import Blueprint, g, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed
-from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+from wsproto.utilities import (
+    LocalProtocolError,
+    RemoteProtocolError,
+)
 
-from sse import Event, EventStream, last_event_number, query_number
+from checks import query_number
+from sse import Event, EventStream, last_event_number
 
 INTERVAL_SECONDS = 1.0
-MOST_EVENTS = 100
-
-# Pings keep it alive, as comments do a stream. The browser has nothing to say.
+MAX_EVENTS = 100
+# Pings keep it alive, as comments keep a stream.
 OPTIONS = {"ping_interval": 15, "max_message_size": 1}
 
 bp = Blueprint("before_sse", __name__)
-bp.record(lambda state: state.app.config.update(SOCK_SERVER_OPTIONS=OPTIONS))
+bp.record(
+    lambda s: s.app.config.update(SOCK_SERVER_OPTIONS=OPTIONS)
+)
 sock = Sock()
 
 
 @bp.before_request
 def read_request():
-    g.interval = query_number("interval", INTERVAL_SECONDS, 0.01, 10)
+    g.interval = query_number(
+        "interval", INTERVAL_SECONDS, 0.01, 10
+    )
     newest = int(time.time() / g.interval)
-    after = last_event_number() or query_number("after", newest, 0, 10**15)
-    g.after = max(newest - MOST_EVENTS, min(after, newest))
+    last = last_event_number()
+    last = last or query_number("after", newest, 0, 10**15)
+    g.after = max(newest - MAX_EVENTS, min(last, newest))
     line = f"{request.method} {request.full_path} HTTP/1.1\r\n"
     g.asked = {"asked_bytes": len(f"{line}{request.headers}")}
-    # One way compressed and three not would be no comparison.
+    # To compress one way of the four would be no comparison.
     request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
 
 
 @bp.get("/poll")
 def poll():
-    newest = int(time.time() / g.interval)
-    due = islice(ticking(g.interval, g.after), newest - g.after)
-    body = {"now": time.time(), "newest": newest, "ticks": [*due], **g.asked}
+    now = time.time()
+    newest = int(now / g.interval)
+    ticks = [
+        *islice(ticking(g.interval, g.after), newest - g.after)
+    ]
+    body = {"now": now, "newest": newest, "ticks": ticks, **g.asked}
     return body, {"Cache-Control": "no-store"}
 
 
@@ -71,7 +84,7 @@ def long_poll():
 @bp.errorhandler(ConnectionError)
 @bp.errorhandler(RemoteProtocolError)
 def no_socket(error=None):
-    return {"error": "Here a WebSocket handshake is expected."}, 400
+    return {"error": "This URL expects a WebSocket handshake."}, 400
 
 
 @sock.route("/socket", bp=bp)
@@ -81,7 +94,7 @@ def socket(ws):
         for tick in ticking(g.interval, g.after, sleep=ws.receive):
             ws.send(json.dumps(tick))
     ws.thread.join()
-    with suppress(OSError):  # or Werkzeug sends an HTTP response as well
+    with suppress(OSError):  # or Werkzeug adds an HTTP response
         ws.sock.shutdown(SHUT_RDWR)
 
 
@@ -89,7 +102,9 @@ def socket(ws):
 def stream():
     ticks = ticking(g.interval, g.after)
     events = (Event(tick, id=tick["n"]) for tick in ticks)
-    return EventStream(chain([Event(g.asked, event="asked")], events))
+    return EventStream(
+        chain([Event(g.asked, event="asked")], events)
+    )
 
 
 def ticking(interval, n, now=time.time, sleep=time.sleep):

@@ -1,53 +1,51 @@
-"""Chat: an answer that is read while it is written
+"""Chat: show the answer as it streams in
 
-A chat page over a plain EventSource. Each event holds a few more characters of
-the answer, as JSON; the last one holds an action, `terminate`, and the page
-closes the connection on it. Each question stands alone: nothing of the
-conversation is sent along.
+A chat page over a plain EventSource. Each event carries a few more
+characters of the answer, as JSON. The last one carries an action,
+`terminate`, on which the page closes the connection. Each question
+stands alone: the conversation so far is not sent to the model.
 
-Notice: text is appended as text nodes. Nothing that is there is written anew,
-so a selection stays, and no character of an answer is ever markup. The page
-follows the end of the answer only while you are there.
+Notice: the page appends text nodes. It never rewrites what is
+there, so a selection stays, and no character of an answer becomes
+markup. The page scrolls with the answer only while you are at its
+end.
 
-Try: send “Attack this page”. The offline model answers with scripts and images,
-and all of them are text. Then press Compare, which adds the same 5,000 tokens
-in the right way and, far more slowly, in the wrong one.
+Try: send "Attack this page". The offline model answers with scripts
+and images, and all of them stay text. Then press Compare, which
+adds the same 5,000 tokens the right way and, far more slowly, the
+wrong way.
 
     curl -N "http://127.0.0.1:5000/stream?prompt=How+do+I+reconnect"
 """
 
 from flask import Blueprint, request
 
-from language_model import (
-    RECONNECT_MS,
-    ModelError,
-    attention_seconds,
-    chat,
-    deltas,
-    new_call,
-    query_prompt,
-    refuse_other_sites,
-)
+from checks import query_text, same_origin_only
+from language_model import ModelError, ask, deltas
 from sse import Event, EventStream, keep_alive
 
+MAX_PROMPT_CHARACTERS = 4000
+NOTICE_SECONDS = 0.5  # until a disconnect is noticed: tokens cost
+DAY_MS = 24 * 60 * 60 * 1000  # no early reconnect asks again
+
 bp = Blueprint("chat", __name__)
-bp.before_request(refuse_other_sites)
+bp.before_request(same_origin_only)  # an answer costs money
 
 
 @bp.get("/stream")
 def stream():
-    prompt = query_prompt()
+    prompt = query_text("prompt", 1, MAX_PROMPT_CHARACTERS)
     if "Last-Event-ID" in request.headers:
-        return "", 204  # no prompt is paid for twice
-    call = new_call("/chat/completions", chat(prompt))
-    events = keep_alive(answer(call), attention_seconds(), interrupt=call.cut)
-    return EventStream(events, retry=RECONNECT_MS)
+        return "", 204  # nobody pays for a prompt twice
+    answer = ask([{"role": "user", "content": prompt}])
+    events = keep_alive(chat(answer), NOTICE_SECONDS, answer.close)
+    return EventStream(events, retry=DAY_MS)
 
 
-def answer(call):
+def chat(answer):
     id, end = 0, {"action": "terminate"}
     try:
-        for id, text in enumerate(deltas(call), start=1):
+        for id, text in enumerate(deltas(answer), start=1):
             yield Event({"text": text}, id=id)
     except ModelError as error:
         end["error"] = str(error)

@@ -1,16 +1,17 @@
-"""Clock: headers at once, and a clean-up when the browser leaves
+"""Clock: send headers immediately, clean up on disconnect
 
-The connection opens at once, a whole interval before the first tick, and when
-the browser leaves, the generator is closed: its `finally` gives back whatever
-an endless stream was holding.
+The connection opens a whole interval before the first tick. When
+the browser disconnects, the generator is closed: its `finally`
+releases what an endless stream holds.
 
-Notice: watch the terminal of the server while you press Stop. The clean-up
-comes at a tick, not at once: only by writing does a server learn that nobody
-listens, and under gunicorn the first tick after that still seems to succeed.
+Notice: watch the server's terminal while you press Stop. A server
+notices a disconnect only when it writes, so the clean-up comes with
+a tick; under gunicorn with the second one, as the first still
+succeeds.
 
-Try: set the interval to 2 and press Start. The state is open two seconds before
-the first tick. Press Stop after it: the terminal tells of the clean-up at the
-next tick, two seconds later.
+Try: set the interval to 2 and press Start. The connection opens two
+seconds before the first tick. Press Stop after it: the terminal
+reports the clean-up at the next tick.
 
     curl -N "http://127.0.0.1:5000/sse?interval=2&lang=zh"
 """
@@ -21,7 +22,8 @@ from datetime import datetime
 
 from flask import Blueprint, abort, request
 
-from sse import Event, EventStream, query_number
+from checks import allow_any_origin, query_number
+from sse import Event, EventStream
 
 INTERVAL_SECONDS = 1.0
 SENTENCES = {
@@ -30,6 +32,7 @@ SENTENCES = {
 }
 
 bp = Blueprint("clock", __name__)
+bp.after_request(allow_any_origin)
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +41,7 @@ def stream():
     interval = query_number("interval", INTERVAL_SECONDS, 0.01, 10)
     lang = request.args.get("lang", "en")
     if lang not in SENTENCES:
-        abort(400, f"lang must be en or zh, not {lang!r}.")
+        abort(400, f"lang must be en or zh, got {lang!r}.")
     return EventStream(clock(interval, SENTENCES[lang]))
 
 

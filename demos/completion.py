@@ -1,76 +1,51 @@
-"""Completion: an event stream inside an event stream
+"""Completion: stream an OpenAI answer to the browser
 
-A language model sends its answer as an event stream, token by token. This
-server reads that stream and sends its own: the same text for an EventSource,
-or the very same bytes for every client that speaks the OpenAI API. The key of
-the model stays on the server.
+A language model sends its answer as an event stream, token by
+token. This server reads that stream and writes one of its own, for
+an EventSource. The API key stays on the server: it never reaches a
+browser.
 
-Notice: each event is a bare piece of text, with its spaces and line ends. The
-end is an event, `done`, and so is a failure, `failed`. A browser that comes
-back in mid-answer gets 204, so that nothing is paid for twice.
+Notice: each event is a bare piece of text, with its spaces and line
+breaks. The end is an event `done`, and a failure is an event
+`failed`. A browser that reconnects in mid-answer gets 204, so that
+no prompt is paid for twice.
 
-Try: with `flask run --reload`, write `Event(text.upper(), id=id)`, save, and
-ask. The answer comes in capitals, because this server makes a stream of its
-own. The bytes of `/v1/chat/completions` are what they were.
+Try: with `flask run --reload`, change `Event(text, id=id)` to
+`Event(text.upper(), id=id)`, save, and ask again. The answer comes
+in capitals, because the server writes its own event stream.
 
-    curl -N "http://127.0.0.1:5000/completion?prompt=Compare+with+WebSockets"
+    curl -N "http://127.0.0.1:5000/completion?prompt=Hello"
 """
 
 from flask import Blueprint, request
-from werkzeug.exceptions import HTTPException
 
-from language_model import (
-    RECONNECT_MS,
-    ModelError,
-    attention_seconds,
-    chat,
-    deltas,
-    error_response,
-    new_call,
-    parse_chat,
-    query_prompt,
-    refuse_other_sites,
-    relay,
-)
-from sse import Event, EventStream, body_bytes, keep_alive
+from checks import query_text, same_origin_only
+from language_model import ModelError, ask, deltas
+from sse import Event, EventStream, keep_alive
 
-MAX_BODY_BYTES = 256 * 1024
+MAX_PROMPT_CHARACTERS = 4000
+NOTICE_SECONDS = 0.5  # until a disconnect is noticed: tokens cost
+DAY_MS = 24 * 60 * 60 * 1000  # no early reconnect asks again
 
 bp = Blueprint("completion", __name__)
-bp.before_request(refuse_other_sites)
+bp.before_request(same_origin_only)  # an answer costs money
 
 
 @bp.get("/completion")
 def stream():
-    prompt = query_prompt()
+    prompt = query_text("prompt", 1, MAX_PROMPT_CHARACTERS)
     if "Last-Event-ID" in request.headers:
-        return "", 204  # no prompt is paid for twice
-    call = new_call("/chat/completions", chat(prompt))
-    events = keep_alive(answer(call), attention_seconds(), interrupt=call.cut)
-    return EventStream(events, retry=RECONNECT_MS)
+        return "", 204  # nobody pays for a prompt twice
+    answer = ask([{"role": "user", "content": prompt}])
+    events = complete(answer)
+    events = keep_alive(events, NOTICE_SECONDS, answer.close)
+    return EventStream(events, retry=DAY_MS)
 
 
-def answer(call):
+def complete(answer):
     try:
-        for id, text in enumerate(deltas(call), start=1):
+        for id, text in enumerate(deltas(answer), start=1):
             yield Event(text, id=id)
         yield Event("[DONE]", event="done")
     except ModelError as error:
         yield Event({"error": str(error)}, event="failed")
-
-
-@bp.post("/v1/chat/completions")
-def chat_completions():
-    try:
-        body = parse_chat(body_bytes(MAX_BODY_BYTES))
-    except HTTPException as error:
-        return error_response(error.description, error.code)
-    if body is None:
-        sentence = "The body must be a JSON object with a list of messages."
-        return error_response(sentence, 400)
-    return relay(new_call("/chat/completions", body))
-
-
-@bp.get("/v1/models")
-def models():
-    return relay(new_call("/models"))

@@ -1,17 +1,18 @@
-"""Document: a shared text, and no change lost
+"""Document: edit together without overwriting
 
-Whoever changes the text puts the whole of it, and all who look at it see who
-did it, what and when. Each change is an event, and the id of the newest one is
+Each change of the document is an event with its whole text, and all
+clients see who changed it, and when. The id of the newest event is
 the version of the document: its ETag.
 
-Notice: a write says in If-Match which version it started from. If somebody else
-was faster, that is not the version any more: the answer is 412, nothing is
-overwritten, and the page shows both texts. The server compares and publishes in
-one step: when two people write at once, one of them wins.
+Notice: a write names in If-Match the version that it started from.
+If somebody else was faster, the answer is 412, nothing is
+overwritten, and the page shows both texts. The server compares and
+publishes in one step: of two people who write at the same moment,
+one wins.
 
-Try: with `flask run --reload`, write `pass` for `return stale(current)` and
-save. Then, in two windows, change the text in both and save in both: the second
-overwrites the first, and nobody is told.
+Try: with `flask run --reload`, change `return stale(current)` to
+`pass` and save. Then, in two windows, change the text in both and
+save in both: the second overwrites the first, and nobody is told.
 
     curl -N http://127.0.0.1:5000/stream/document
 """
@@ -22,7 +23,8 @@ from datetime import UTC, datetime
 from flask import Blueprint, abort, request
 
 from broker import BEGIN, Conflict, newest, publish, subscribe
-from sse import Event, EventStream, json_object, json_text
+from checks import json_object, json_text, same_origin_only
+from sse import Event, EventStream
 
 HISTORY_EVENTS = 20
 MAX_CHARACTERS = 2000
@@ -30,6 +32,7 @@ MAX_AUTHOR_CHARACTERS = 40
 MAX_BODY_BYTES = 32 * 1024
 
 bp = Blueprint("document", __name__)
+bp.before_request(same_origin_only)
 
 
 @bp.put("/document")
@@ -37,11 +40,13 @@ def write():
     body = json_object(MAX_BODY_BYTES)
     change = {
         "text": json_text(body, "text", 0, MAX_CHARACTERS),
-        "author": json_text(body, "author", 1, MAX_AUTHOR_CHARACTERS),
+        "author": json_text(
+            body, "author", 1, MAX_AUTHOR_CHARACTERS
+        ),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if not request.if_match:
-        abort(428, 'Say what you started from: If-Match: "version".')
+        abort(428, 'Name the version you changed: If-Match: "id".')
     current = newest("document")
     version = current.id if current else BEGIN
     if not request.if_match.contains(version):
@@ -59,10 +64,9 @@ def write():
 
 
 def stale(current):
-    """Refuse a write with the version that it did not know, for both to see."""
     version = current.id if current else BEGIN
     answer = {
-        "error": "Somebody else has changed the document meanwhile.",
+        "error": "Somebody else has changed the document.",
         "version": version,
         "current": json.loads(current.data) if current else None,
     }

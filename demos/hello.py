@@ -1,43 +1,45 @@
-"""Hello: an event stream is text that arrives in pieces
+"""Hello: your first event stream, by hand
 
-The smallest event stream, written by hand: a response of the type
-text/event-stream, whose body a generator yields bit by bit. A blank line ends
-each event, and the browser dispatches it the moment that line arrives.
+An event stream is plain text: a response of the type
+`text/event-stream`, whose body a generator yields piece by piece. A
+blank line ends each event, and the browser dispatches it the moment
+that line arrives.
 
-Notice: the first two events have no type, so they arrive as `message`. The
-last one has a type of its own, `status`, and an id. Once it is here the page
-calls `close()`: to the browser the end of a response is only a lost
-connection, so it would reconnect.
+Notice: the first two events have no type, so they arrive as
+`message`. The last one has the type `status`. When it arrives, the
+page calls `close()`: otherwise the browser would take the end of
+the response for a dropped connection, and reconnect.
 
-Try: with `flask run --reload`, set PAUSE_SECONDS to 2, save, and press Start:
-the events come two seconds apart. Untick “close on status” and start again: the
-browser comes back, sends the last id, and is stopped for good by a 204.
+Try: with `flask run --reload`, set PAUSE_SECONDS to 2, save, and
+press Start. The events now come two seconds apart.
 
     curl -N http://127.0.0.1:5000/stream/hello
 """
 
 import time
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
 PAUSE_SECONDS = 0.7
-# Nothing on the way may hold the stream back: no cache, no buffer of nginx.
-HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+HEADERS = {
+    "Content-Type": "text/event-stream",
+    # No cache and no proxy may hold the events back, nor may nginx.
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+    "Access-Control-Allow-Origin": "*",  # other sites may read it
+}
 
 bp = Blueprint("hello", __name__)
 
 
 @bp.get("/stream/hello")
 def stream():
-    if request.headers.get("Last-Event-ID") == "1":
-        return "", 204
-    events = hello(PAUSE_SECONDS)
-    return Response(events, content_type="text/event-stream", headers=HEADERS)
+    return Response(hello(PAUSE_SECONDS), headers=HEADERS)
 
 
-def hello(pause):
+def hello(pause, sleep=time.sleep):
     yield "data: Hello\n\n"
-    time.sleep(pause)
+    sleep(pause)
     yield "data: Are you there?\n\n"
-    time.sleep(pause)
-    yield 'id: 1\nevent: status\ndata: {"msg": "hi"}\n\n'
+    sleep(pause)
+    yield 'event: status\ndata: {"msg": "hi"}\n\n'

@@ -1,87 +1,85 @@
-"""Markdown: safe HTML, block by block
+"""Markdown: render a streaming answer as safe HTML
 
-The model writes Markdown. The server turns it into HTML with one library,
-cleans that with another, and sends it block by block. Only the open block is
-sent again while it grows, a long one less often; a finished one never is.
+The model writes Markdown. The server turns it into HTML with one
+library, sanitizes that with another, and sends it block by block.
+Only the block that is still growing is sent again, a long one less
+often; a finished one never is.
 
-Notice: it is the HTML that is cleaned, not the Markdown, and what was taken out
-is told, by events of the type `blocked`. Images go too: the address of one can
-carry away what the page knows. The page cleans once more, with `setHTML` where
-the browser has it.
+Notice: the HTML is sanitized, not the Markdown, and each removal is
+reported by an event `blocked`. Images are removed too, because the
+address of an image can carry away what the page knows. The page
+sanitizes once more, with `setHTML` if the browser has it.
 
-Try: with `flask run --reload`, set DRAW_SECONDS to 1, save, and press Example:
-the answer grows once a second. Then press Attack, and see what is taken out.
-Compare draws a hundred such blocks one by one, and beside them, more slowly, by
-rendering all the answer again for each.
+Try: with `flask run --reload`, set DRAW_SECONDS to 1, save, and
+press Example. The answer grows once a second. Then press Attack,
+and see what is removed. Compare draws a hundred such blocks one by
+one and, beside them, far more slowly, by rendering the whole answer
+each time.
 
-    curl -N "http://127.0.0.1:5000/stream/markdown?prompt=Show+me+Markdown"
+    curl -N "http://127.0.0.1:5000/stream/markdown?prompt=Markdown"
 """
 
 import time
-from contextlib import closing
 
 from flask import Blueprint, request
 
+from checks import query_text, same_origin_only
 from growing_markdown import GrowingMarkdown
-from language_model import (
-    RECONNECT_MS,
-    ModelError,
-    chat,
-    deltas,
-    new_call,
-    query_prompt,
-    refuse_other_sites,
-)
-from sse import KEEP_ALIVE, Event, EventStream, keep_alive
+from language_model import ModelError, ask, deltas
+from sse import Event, EventStream, keep_alive
 
+MAX_PROMPT_CHARACTERS = 4000
 DRAW_SECONDS = 0.1
+DAY_MS = 24 * 60 * 60 * 1000  # no early reconnect asks again
 
 bp = Blueprint("markdown", __name__)
-bp.before_request(refuse_other_sites)
+bp.before_request(same_origin_only)  # an answer costs money
 
 
 @bp.get("/stream/markdown")
 def stream():
-    prompt = query_prompt()
+    prompt = query_text("prompt", 1, MAX_PROMPT_CHARACTERS)
     if "Last-Event-ID" in request.headers:
-        return "", 204  # no prompt is paid for twice
-    call = new_call("/chat/completions", chat(prompt))
-    pieces = keep_alive(deltas(call), DRAW_SECONDS, interrupt=call.cut)
-    return EventStream(answer(pieces), retry=RECONNECT_MS)
+        return "", 204  # nobody pays for a prompt twice
+    answer = ask([{"role": "user", "content": prompt}])
+    pieces = keep_alive(deltas(answer), DRAW_SECONDS, answer.close)
+    return EventStream(blocks(pieces), retry=DAY_MS)
 
 
-def answer(pieces, clock=time.monotonic):
+def blocks(pieces, clock=time.monotonic):
     markdown, index, due = GrowingMarkdown(), 0, 0
     end = Event("[DONE]", event="done")
     try:
-        with closing(pieces):
-            for piece in pieces:
-                if piece is KEEP_ALIVE:  # the model pauses: draw all it wrote
-                    yield piece
-                else:
-                    markdown.add(piece)
-                if clock() < due or not markdown.has_grown:
-                    continue
-                due = clock() + DRAW_SECONDS
-                for block in markdown.take_finished():
-                    yield from whole(index, block)
-                    index += 1
-                if html := markdown.draw():
-                    yield drawn(index, html)
+        for piece in pieces:
+            if piece is None:  # the model pauses: draw all it wrote
+                yield None
+            else:
+                markdown.add(piece)
+            if clock() < due or not markdown.has_grown:
+                continue
+            due = clock() + DRAW_SECONDS
+            for block in markdown.take_finished():
+                yield from finished(index, block)
+                index += 1
+            if html := markdown.draw():
+                yield drawn(index, html)
     except ModelError as error:
         end = Event({"error": str(error)}, event="failed")
+    finally:
+        pieces.close()
     for block in markdown.take_rest():
-        yield from whole(index, block)
+        yield from finished(index, block)
         index += 1
     yield end
 
 
-def whole(index, block):
+def finished(index, block):
     yield drawn(index, block.html)
     for what, where in block.blocked:
-        told = {"index": index, "what": what, "where": where}
-        yield Event(told, event="blocked")
+        removed = {"index": index, "what": what, "where": where}
+        yield Event(removed, event="blocked")
 
 
 def drawn(index, html):
-    return Event({"index": index, "html": html}, event="block", id=index)
+    block = {"index": index, "html": html}
+    return Event(block, event="block", id=index)

@@ -1,16 +1,19 @@
-"""Notifications: one event for everybody
+"""Notifications: publish once, reach every client
 
-Whoever sends a notification publishes it in a channel, and every browser that
-reads the channel gets it: the view that posts and the views that stream know
-nothing of each other. Each event has an id, so who was away catches up.
+A POST publishes a notification to a channel, and every browser that
+subscribes to the channel receives it. The view that publishes and
+the views that stream know nothing of each other. Each event has an
+id, so a client that was disconnected catches up.
 
-Notice: both lists have a connection of their own and show the same. The first
-event, `begin`, carries an id, so that a connection that is lost before the
-first notification loses none. A text that is refused stays in its field.
+Notice: the first event, `begin`, carries an id, so that a
+connection that drops before the first notification loses none. A
+text that the server refuses stays in its field.
 
-Try: with `flask run --reload`, press Start and send a text. Then delete "alert"
-from LEVELS and save. What the server held in memory is gone, and an event
-`reset` says so; with Redis nothing would be. An alert is refused from now on.
+Try: open a second window, press Start in both, and send a text:
+both receive it. With `flask run --reload`, delete "alert" from
+LEVELS and save. What the server held in memory is gone, and an
+event `reset` reports it; with Redis, nothing would be. Alerts are
+now refused.
 
     curl -N http://127.0.0.1:5000/stream/notifications
 """
@@ -18,13 +21,15 @@ from LEVELS and save. What the server held in memory is gone, and an event
 from flask import Blueprint, abort, request
 
 from broker import publish, subscribe
-from sse import Event, EventStream, json_object, json_text
+from checks import json_object, json_text, same_origin_only
+from sse import Event, EventStream
 
 LEVELS = ("info", "warning", "alert")
 MAX_CHARACTERS = 500
 MAX_BODY_BYTES = 16 * 1024
 
 bp = Blueprint("notifications", __name__)
+bp.before_request(same_origin_only)
 
 
 @bp.post("/notifications")
@@ -34,8 +39,8 @@ def send():
     level = body.get("level")
     if level not in LEVELS:
         abort(400, f"level must be one of {', '.join(LEVELS)}.")
-    id = publish("notifications", Event({"text": text, "level": level}))
-    return {"id": id}, 201
+    event = Event({"text": text, "level": level})
+    return {"id": publish("notifications", event)}, 201
 
 
 @bp.get("/stream/notifications")

@@ -1,17 +1,19 @@
-"""Numbers: ids, so that a lost connection loses no event
+"""Numbers: event ids, so a dropped connection loses nothing
 
-When a connection drops, the browser reconnects by itself and sends the last id
-that it saw as Last-Event-ID, so that the server goes on at the next one. Every
-event here has such an id, and data in JSON.
+When a connection drops, the browser reconnects by itself. It sends
+the last event id that it received as `Last-Event-ID`, and the
+server resumes with the next one. Each event here has an id, and
+JSON as its data.
 
-Notice: the ids go on without a gap and without a repeat, although the stream
-was cut. The page does nothing for that: no line of its script reconnects.
+Notice: the ids go up without a gap and without a repeat, although
+the stream was cut. No line of the page's script reconnects.
 
-Try: with `flask run --reload`, press Start, write `choose(10)` for
-`choose(100)`, and save. The server starts again, the browser comes back, and
-the ids go on, now with numbers below 10.
+Try: with `flask run --reload`, press Start, change `choose(100)` to
+`choose(10)`, and save. The server restarts, the browser reconnects,
+and the ids continue, now with numbers below 10.
 
-    curl -N -H "Last-Event-ID: 41" http://127.0.0.1:5000/real-time-updates
+    curl -N -H "Last-Event-ID: 41" \
+        http://127.0.0.1:5000/real-time-updates
 """
 
 import time
@@ -20,24 +22,27 @@ from types import SimpleNamespace
 
 from flask import Blueprint
 
-from sse import Event, EventStream, last_event_number, query_number
+from checks import allow_any_origin, query_number, same_origin_only
+from sse import Event, EventStream, last_event_number
 
 INTERVAL_SECONDS = 1.0
 
 bp = Blueprint("numbers", __name__)
+bp.after_request(allow_any_origin)
 cable = SimpleNamespace(cuts=0)
 
 
 @bp.get("/real-time-updates")
 def stream():
     interval = query_number("interval", INTERVAL_SECONDS, 0.01, 10)
-    return EventStream(numbers(last_event_number() + 1, interval, cable))
+    first = last_event_number() + 1
+    return EventStream(numbers(first, interval, cable))
 
 
 @bp.post("/real-time-updates/cut")
 def cut():
-    """End every open stream: to a browser, a lost connection."""
-    cable.cuts += 1
+    same_origin_only()
+    cable.cuts += 1  # ends all streams: they look like dropped ones
     return "", 204
 
 

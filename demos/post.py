@@ -1,16 +1,19 @@
-"""Post: an event stream in answer to a POST
+"""Post: stream the response to a POST
 
-An EventSource can only GET: it sends no body and no header of yours. With
-`fetch` the page sends all that and reads the same event stream from the
-response, through a small module, `event-stream.js`, that is worth copying.
+An EventSource can only GET: it sends no body and no headers of
+yours. With `fetch`, the page sends both, and reads the same event
+stream from the response, through a small module, `event-stream.js`,
+that is worth copying.
 
-Notice: the first event says what arrived here, with the method, your header
-and the body. Leaving the loop, or aborting the request, closes the connection.
-What `fetch` does not do is reconnect: that is left to the page.
+Notice: the first event reports what arrived here: the method, your
+header and the body. Leaving the loop, or aborting the request,
+closes the connection. `fetch` does not reconnect; that is up to the
+page.
 
-Try: in the Wire panel, add `?interval=2` to the path and press Send: the member
-of the JSON comes two seconds after the first event. Then delete a brace: the
-answer is no event stream but a 400, with a sentence that a page can show.
+Try: in the Wire panel, add `?interval=2` to the path and press
+Send. The member of the JSON object comes two seconds after the
+first event. Then delete a brace: the response is not an event
+stream but a 400, with a sentence that a page can show.
 
     curl -N --json '{"city": "Paris"}' http://127.0.0.1:5000/api/sse
 """
@@ -19,12 +22,14 @@ import time
 
 from flask import Blueprint, request
 
-from sse import Event, EventStream, json_object, query_number
+from checks import json_object, query_number, same_origin_only
+from sse import Event, EventStream
 
 INTERVAL_SECONDS = 0.5
 MAX_BODY_BYTES = 64 * 1024
 
 bp = Blueprint("post", __name__)
+bp.before_request(same_origin_only)
 
 
 @bp.post("/api/sse")

@@ -1,60 +1,64 @@
-"""Resume: an answer that survives
+"""Resume: an answer that survives a page reload
 
-The question is a POST, and the model then writes its answer into a channel, in
-the background. Reading it is a GET, as often as you like: a lost connection
-goes on after the last event ID, and a reload begins at the first word again.
+The question is a POST. A background job then writes the model's
+answer to a channel. Reading it is a GET, as often as you like: a
+dropped connection resumes after the last event id, and a reload
+starts at the first word again.
 
-Notice: leaving is not stopping. The model goes on though nobody reads, and only
-a DELETE ends it. A question is paid for once, however often its answer is read,
-and with Redis it can be read from any server.
+Notice: disconnecting does not stop the model. It continues although
+nobody reads, and only a DELETE stops it. A question is paid for
+once, however often its answer is read, and with Redis it can be
+read from any server.
 
-Try: with `flask run --reload`, ask, and reload in mid-answer: all of it is
-there. Then write `follow("answers", id, from_newest=True)`, save, ask, and
-reload: the words from before the reload are missing.
+Try: with `flask run --reload`, ask, and reload in mid-answer: all
+of it is there. Then change the view to `follow("answers", id,
+from_newest=True)`, save, ask, and reload: the words from before the
+reload are missing.
 
-    curl -N $(curl -s --json '{"prompt": "Why?"}' http://127.0.0.1:5000/answers)
+    curl -N $(curl -s --json '{"prompt": "Why?"}' \
+    http://127.0.0.1:5000/answers)
 """
 
-from flask import Blueprint, url_for
+from flask import Blueprint, request, url_for
 
-import background
-from language_model import (
-    ModelError,
-    chat,
-    deltas,
-    json_prompt,
-    new_call,
-    refuse_other_sites,
-)
+from background import follow, start, stop
+from checks import json_object, json_text, same_origin_only
+from language_model import ModelError, ask, deltas
 from sse import Event
 
+MAX_PROMPT_CHARACTERS = 4000
+MAX_BODY_BYTES = 64 * 1024
+
 bp = Blueprint("resume", __name__)
-bp.before_request(refuse_other_sites)
+bp.before_request(same_origin_only)  # an answer costs money
 
 
 @bp.post("/answers")
-def ask():
-    call = new_call("/chat/completions", chat(json_prompt()))
-    id = background.start("answers", answer(call), interrupt=call.cut)
-    return background.accepted(url_for(".stream", id=id))
+def begin():
+    body = json_object(MAX_BODY_BYTES)
+    prompt = json_text(body, "prompt", 1, MAX_PROMPT_CHARACTERS)
+    answer = ask([{"role": "user", "content": prompt}])
+    id = start("answers", write(answer), answer.close)
+    path = url_for(".stream", id=id)
+    headers = {"Location": path, "Content-Type": "text/plain"}
+    return f"{request.host_url[:-1]}{path}\n", 202, headers
 
 
 @bp.get("/answers/<id>")
 def stream(id):
-    return background.follow("answers", id)
+    return follow("answers", id)
 
 
 @bp.delete("/answers/<id>")
-def stop(id):
-    background.stop("answers", id)
+def end(id):
+    stop("answers", id)
     return "", 204
 
 
-def answer(call):
+def write(answer):
     try:
-        for text in deltas(call):
+        for text in deltas(answer):
             yield Event({"text": text})
+        yield Event("[DONE]", event="finished")
     except ModelError as error:
         yield Event({"error": str(error)}, event="failed")
-    else:
-        yield Event("[DONE]", event="finished")

@@ -1,24 +1,26 @@
-"""Thinking: events of several types, and an end that is said
+"""Thinking: named events, and an explicit end
 
-One stream carries different things, told apart by their event type: some
-`thinking` events, so that the reader sees that work goes on, then one `answer`.
-The page adds one listener per type.
+One stream carries two kinds of events, told apart by their event
+type: several `thinking` events that show progress, then one
+`answer`. The page adds one listener per type.
 
-Notice: every event has an id. If the connection drops while the server is
-thinking, the browser comes back and the thoughts go on where they were. After
-the answer there is nothing left, so a browser that comes back gets 204.
+Notice: every event has an id. If the connection drops while the
+server is thinking, the browser reconnects and the thoughts resume.
+After the answer nothing is left, so a reconnect gets 204, which
+stops the browser.
 
-Try: ask an empty question. The server answers 400, which ends an EventSource
-for good and does not tell the page why. In the Wire panel, `question=` without
-a value shows the sentence.
+Try: ask an empty question. The server answers 400, which stops an
+EventSource for good, and the page is not told why. In the Wire
+panel, `question=` without a value shows the reason.
 
     curl -N "http://127.0.0.1:5000/stream/thinking?question=Why"
 """
 
 import time
 
-from flask import Blueprint, abort, request
+from flask import Blueprint
 
+from checks import allow_any_origin, query_text
 from sse import Event, EventStream, last_event_number
 
 PAUSE_SECONDS = 0.8
@@ -33,16 +35,12 @@ ANSWER = "The answer to “{}” is 42."
 ANSWER_ID = len(THOUGHTS) + 1
 
 bp = Blueprint("thinking", __name__)
+bp.after_request(allow_any_origin)
 
 
 @bp.get("/stream/thinking")
 def stream():
-    question = request.args.get("question", "").strip()
-    if not 1 <= len(question) <= MAX_QUESTION_CHARACTERS:
-        abort(
-            400,
-            f"question must have 1 to {MAX_QUESTION_CHARACTERS} characters.",
-        )
+    question = query_text("question", 1, MAX_QUESTION_CHARACTERS)
     seen = last_event_number()
     if seen >= ANSWER_ID:
         return "", 204
@@ -52,6 +50,8 @@ def stream():
 def think(question, seen, pause=PAUSE_SECONDS, sleep=time.sleep):
     for id, thought in enumerate(THOUGHTS, start=1):
         if id > seen:
-            yield Event(thought.format(question), event="thinking", id=id)
+            text = thought.format(question)
+            yield Event(text, event="thinking", id=id)
             sleep(pause)
-    yield Event(ANSWER.format(question), event="answer", id=ANSWER_ID)
+    text = ANSWER.format(question)
+    yield Event(text, event="answer", id=ANSWER_ID)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import NoReturn
 
 import pytest
@@ -21,8 +20,8 @@ import redis
 from upstream import HELLO, KEY, Upstream, reserved_port, stream
 
 from app import create_app
-from demos import DEMOS
-from pages import lesson
+from demos import LESSONS
+from website.pages import texts
 
 PROJECT = Path(__file__).parent.parent
 SILENCE_SECONDS = 2
@@ -87,8 +86,12 @@ class Server:
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
-        wait_until(lambda: self._is_up() or self.process.poll() is not None)
-        assert self.process.poll() is None, "\n".join(self.log)
+        try:
+            wait_until(lambda: self._is_up() or self.process.poll() is not None)
+            assert self.process.poll() is None, "\n".join(self.log)
+        except BaseException:
+            self.process.kill()
+            raise
 
     def _read_log(self) -> None:
         for line in self.process.stdout:
@@ -209,9 +212,9 @@ class RedisServer:
         self.process.wait(10)
 
 
-def open_stream(server: Server, demo: ModuleType) -> Client:
-    """Ask for the stream of a lesson as its curl line does."""
-    told = lesson(demo)
+def open_stream(server: Server, name: str) -> Client:
+    """Open the stream of a lesson as its curl line does."""
+    told = texts(LESSONS[name])
     if told.stream_body is None:
         return server.get(told.stream_path)
     body = told.stream_body.encode()
@@ -223,14 +226,14 @@ def open_stream(server: Server, demo: ModuleType) -> Client:
         return server.get(answer.header("Location"))
 
 
-def media_type(demo: ModuleType) -> str:
+def media_type(name: str) -> str:
     """Return the Content-Type of a lesson's stream."""
-    if demo.bp.name == "html":
+    if name == "html":
         return "text/html; charset=utf-8"
     return "text/event-stream"
 
 
-NAMES = [demo.bp.name for demo in DEMOS]
+NAMES = list(LESSONS)
 COMMANDS = {"flask": "flask run", "gunicorn": "gunicorn"}
 
 
@@ -449,4 +452,4 @@ def read_until(chunks: Iterator[bytes], part: bytes) -> bytes:
 
 def spoken(body: bytes) -> bytes:
     """Return an event stream without the comments that a slow machine adds."""
-    return re.sub(rb"(?m)^:\n", b"", body)
+    return re.sub(rb"(?m)^:\n|^: keep-alive\n\n", b"", body)

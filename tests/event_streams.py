@@ -40,11 +40,6 @@ ENCODED = {
         b"event: \xc3\xa9\xe2\x80\xa8\ndata: a\n\n",
         ("é\u2028", "a", ""),
     ),
-    "event type with a NUL": (
-        {"data": "a", "event": "a\0b"},
-        b"event: a\0b\ndata: a\n\n",
-        ("a\0b", "a", ""),
-    ),
     "id": ({"data": "a", "id": "1"}, b"id: 1\ndata: a\n\n", A1),
     "id as a number": ({"data": "a", "id": 1}, b"id: 1\ndata: a\n\n", A1),
     "id 0": (

@@ -7,15 +7,16 @@ import threading
 import time
 
 from app import app
-from demos import DEMOS
+from demos import LESSONS
 from sse import Event, EventStream
 
 NAMES = {
     "sse",
     "broker",
+    "redis_broker",
     "background",
     "language_model",
-    *(demo.__name__ for demo in DEMOS),
+    *(lesson.module.__name__ for lesson in LESSONS.values()),
 }
 
 

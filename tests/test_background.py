@@ -15,7 +15,8 @@ from werkzeug.exceptions import NotFound, ServiceUnavailable
 import background
 import broker
 from broker import BEGIN, Unavailable, publish, subscribe
-from sse import KEEP_ALIVE, Event, parse_events
+from event_source import parse_events
+from sse import Event
 
 PLACES = 3
 FINISHED = Event("", event="finished")

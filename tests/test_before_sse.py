@@ -13,7 +13,7 @@ from conftest import COMMANDS, read_until, wait_until
 from playwright.sync_api import expect
 
 from demos.before_sse import ticking
-from sse import parse_events
+from event_source import parse_events
 
 HANDSHAKE = {
     "Connection": "Upgrade",
@@ -21,7 +21,7 @@ HANDSHAKE = {
     "Sec_WebSocket_Version": "13",
     "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
-NO_HANDSHAKE = {"error": "Here a WebSocket handshake is expected."}
+NO_HANDSHAKE = {"error": "This URL expects a WebSocket handshake."}
 CONTINUED, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 STREAM = "/stream/before_sse"
 ROWS = ("poll", "long", "socket", "stream")
@@ -194,42 +194,36 @@ def test_the_last_event_id_comes_before_the_query(server, last, back):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("/poll", "no-store"), ("/long-poll", "no-store"), (STREAM, "no-cache")],
+    [
+        ("/poll", "no-store"),
+        ("/long-poll", "no-store"),
+        (STREAM, "no-cache, no-transform"),
+    ],
 )
 def test_no_cache_keeps_an_answer(server, path, value):
     with server.get(f"{path}?interval=0.01") as client:
         assert client.header("Cache-Control") == value
 
 
-@pytest.mark.parametrize(
-    ("path", "headers"),
-    [
-        ("/poll", {}),
-        ("/long-poll", {}),
-        ("/socket", HANDSHAKE),
-        (STREAM, {}),
-    ],
-)
-@pytest.mark.parametrize(
-    ("name", "value", "allowed"),
-    [
-        *(
-            ("interval", value, "a number from 0.01 to 10")
-            for value in ("0", "0.009", "10.1", "nan", "x", "")
-        ),
-        *(
-            ("after", value, "an integer from 0 to 1000000000000000")
-            for value in ("-1", "1.5", "1000000000000001", "x", "")
-        ),
-    ],
-)
-def test_refuses_what_is_out_of_range(
-    server, path, headers, name, value, allowed
-):
-    with server.get(f"{path}?{name}={value}", **headers) as client:
-        assert client.status == 400
-        sentence = json.loads(client.read())["error"]
-    assert sentence == f"{name} must be {allowed}, not {value!r}."
+def test_refuses_what_is_out_of_range(client):
+    for path, headers in {
+        "/poll": {},
+        "/long-poll": {},
+        "/socket": {
+            name.replace("_", "-"): HANDSHAKE[name] for name in HANDSHAKE
+        },
+        STREAM: {},
+    }.items():
+        for name, value, allowed in [
+            ("interval", "0.009", "a number from 0.01 to 10"),
+            ("interval", "x", "a number from 0.01 to 10"),
+            ("after", "-1", "an integer from 0 to 1000000000000000"),
+        ]:
+            response = client.get(f"{path}?{name}={value}", headers=headers)
+            assert response.status_code == 400
+            assert response.json["error"] == (
+                f"{name} must be {allowed}, got {value!r}."
+            )
 
 
 @pytest.mark.parametrize(

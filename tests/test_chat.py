@@ -20,7 +20,7 @@ from upstream import (
     stream,
 )
 
-from sse import parse_events
+from event_source import parse_events
 
 LEAVE_SECONDS = 2
 RETRY = b"retry: 86400000\n"

@@ -1,4 +1,3 @@
-import json
 import re
 import time
 from datetime import datetime
@@ -7,7 +6,7 @@ import pytest
 from conftest import COMMANDS, wait_until
 
 from demos.clock import SENTENCES, clock
-from sse import parse_events
+from event_source import parse_events
 
 
 @pytest.mark.parametrize(
@@ -18,8 +17,8 @@ from sse import parse_events
         ("&lang=zh", r"当前时间是 \d\d:\d\d:\d\d"),
     ],
 )
-def test_tells_the_time_as_plain_text(server, query, sentence):
-    with server.get(f"/sse?interval=0.01{query}") as client:
+def test_tells_the_time_as_plain_text(site, query, sentence):
+    with site.get(f"/sse?interval=0.01{query}") as client:
         event = next(parse_events(client.chunks()))
     assert event.event == "message"
     assert re.fullmatch(sentence, event.data)
@@ -33,7 +32,7 @@ def test_sends_exactly_these_bytes():
     assert next(ticks).encode() == "data: 当前时间是 14:03:22\n\n".encode()
 
 
-def test_headers_come_at_once_and_ticks_an_interval_later(server):
+def test_headers_are_sent_immediately_and_ticks_an_interval_later(server):
     start = time.monotonic()
     with server.get("/sse?interval=10") as client:
         assert client.status == 200
@@ -52,12 +51,13 @@ def test_logs_each_clean_up_with_its_ticks(start, command):
     assert server.logged(r"^clock: closed after [345] ticks$")
 
 
-@pytest.mark.parametrize("lang", ["", "de", "EN"])
-def test_refuses_a_language_that_it_does_not_speak(server, lang):
-    with server.get(f"/sse?lang={lang}") as client:
-        assert client.status == 400
-        sentence = json.loads(client.read())["error"]
-    assert sentence == f"lang must be en or zh, not {lang!r}."
+def test_refuses_a_language_that_it_does_not_speak(client):
+    for lang in ("", "de", "EN"):
+        response = client.get(f"/sse?lang={lang}")
+        assert response.status_code == 400
+        assert response.json["error"] == (
+            f"lang must be en or zh, got {lang!r}."
+        )
 
 
 def test_page_opens_before_the_first_tick(lesson_page):

@@ -1,25 +1,17 @@
 """The promise of the README: what is copied works where it is put."""
 
+import re
 import shutil
 from contextlib import closing
 
 import pytest
 from conftest import NAMES, PROJECT, Server, media_type, open_stream
+from parts import PARTS, needed
+from upstream import ROLE, Upstream, delta, stream
 
-from demos import DEMOS
+from demos import LESSONS
 
-NEEDS = {
-    "completion": ["language_model.py"],
-    "chat": ["language_model.py"],
-    "post": ["static/event-stream.js"],
-    "markdown": ["language_model.py", "growing_markdown.py"],
-    "notifications": ["broker.py"],
-    "prices": ["broker.py", "static/chart.js"],
-    "progress": ["broker.py", "background.py"],
-    "document": ["broker.py"],
-    "resume": ["broker.py", "background.py", "language_model.py"],
-    "six_connections": ["demos/clock.py"],
-}
+README = (PROJECT / "README.md").read_text("utf-8")
 APP = """\
 from flask import Flask, send_from_directory
 from demos.{name} import bp
@@ -37,30 +29,65 @@ PAGE = """\
 """
 
 
+def parts_of(name: str) -> list[str]:
+    return needed(PROJECT / "demos" / f"{name}.py")
+
+
 @pytest.fixture
 def copied(request, tmp_path):
-    """A lesson in an empty folder, and an app of a few lines."""
+    """A lesson and its parts in an empty folder, and an app of a few lines."""
     name = request.param
     (tmp_path / "demos").mkdir()
     (tmp_path / "static").mkdir()
-    for path in ["sse.py", f"demos/{name}.py", *NEEDS.get(name, [])]:
+    lessons = [name, "clock"] if name == "six_connections" else [name]
+    parts = {part for lesson in lessons for part in parts_of(lesson)}
+    paths = [f"{part}.py" for part in parts]
+    paths += [f"demos/{lesson}.py" for lesson in lessons]
+    also = LESSONS[name].also_shown
+    paths += [path for path in also if path.startswith("static/")]
+    for path in paths:
         shutil.copy(PROJECT / path, tmp_path / path)
-    other = CLOCK if name == "six_connections" else ""
-    (tmp_path / "app.py").write_text(APP.format(name=name) + other)
+    more = CLOCK if name == "six_connections" else ""
+    (tmp_path / "app.py").write_text(APP.format(name=name) + more)
     live = (PROJECT / "templates" / f"{name}.html").read_text("utf-8")
     (tmp_path / "page.html").write_text(PAGE + live, "utf-8")
-    server = Server("flask run", folder=tmp_path)
-    yield name, server
-    server.stop()
+    with Upstream(stream(ROLE, delta("Hello"), end="silent")) as upstream:
+        server = Server(
+            "flask run", folder=tmp_path, OPENAI_BASE_URL=upstream.url
+        )
+        yield name, server
+        server.stop()
 
 
 @pytest.mark.parametrize("copied", NAMES, indirect=True)
 def test_a_copied_lesson_streams_and_its_page_runs(copied, page):
     name, server = copied
-    demo = DEMOS[NAMES.index(name)]
-    with closing(open_stream(server, demo)) as client:
-        assert client.header("Content-Type") == media_type(demo)
+    with closing(open_stream(server, name)) as client:
+        assert client.header("Content-Type") == media_type(name)
         assert next(client.chunks())
     page.goto(f"{server.url}/")
     page.locator("#start, #form > button").first.click()
     page.get_by_text("open", exact=True).first.wait_for()
+
+
+def test_the_readme_names_the_parts_that_each_part_needs():
+    rows = dict(re.findall(r"^\| `(\w+)\.py` \| .+ \|(.*)\|$", README, re.M))
+    assert list(rows) == list(PARTS)
+    for part, row in rows.items():
+        named = set(re.findall(r"`(\w+)\.py`", row))
+        direct = set(needed(PROJECT / f"{part}.py"))
+        for one in named:
+            direct -= set(needed(PROJECT / f"{one}.py"))
+        assert named == direct, part
+
+
+def test_the_readme_names_the_parts_that_each_lesson_needs():
+    told, same = {}, set()
+    for row in re.findall(r"^\| (`\w+`.*?) \| (.*) \|$", README, re.M):
+        names = re.findall(r"`(\w+)`", row[0])
+        if not set(names) <= set(NAMES):
+            continue
+        parts = set(re.findall(r"`(\w+)\.py`", row[1]))
+        same = parts | (same if row[1].startswith("the same") else set())
+        told |= dict.fromkeys(names, same)
+    assert told == {name: set(parts_of(name)) for name in NAMES}

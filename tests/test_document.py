@@ -12,7 +12,8 @@ from playwright.sync_api import Page, expect
 from broker import forget, newest
 from demos import document
 from demos.document import HISTORY_EVENTS, MAX_BODY_BYTES
-from sse import Event, parse_events
+from event_source import parse_events
+from sse import Event
 
 BEGIN = "0-0"
 STALE = "Somebody else has changed the document meanwhile."

@@ -39,7 +39,7 @@ def told(page: str) -> str:
 
 
 def test_a_part_is_sent_the_moment_it_is_ready(monkeypatch):
-    monkeypatch.setattr("demos.html.ATTENTION_SECONDS", 5)
+    monkeypatch.setattr("demos.html.NOTICE_SECONDS", 5)
     ready = {name: threading.Event() for name in ("one", "two", "three")}
     page = html_page(
         "", ready, lambda name, event, *_: f"{name}!" * event.wait(10)
@@ -103,7 +103,7 @@ def test_headers_let_it_stream_and_only_its_own_script_run(server):
     with server.get("/stream/html") as client:
         assert client.status == 200
         assert client.header("Content-Type") == "text/html; charset=utf-8"
-        assert client.header("Cache-Control") == "no-store"
+        assert client.header("Cache-Control") == "no-store, no-transform"
         assert client.header("X-Accel-Buffering") == "no"
         policy = client.header("Content-Security-Policy").split("; ")
     assert "default-src 'none'" in policy
@@ -132,7 +132,7 @@ def test_no_other_part_can_fail(server):
     with server.get("/stream/html?fail=nope") as client:
         assert client.status == 400
         assert json.loads(client.read()) == {
-            "error": "fail must be one of trains, weather, mail, not 'nope'."
+            "error": "fail must be one of trains, weather, mail, got 'nope'."
         }
 
 

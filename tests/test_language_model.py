@@ -32,6 +32,7 @@ from upstream import (
 )
 
 import language_model
+from event_source import parse_events
 from language_model import (
     ModelError,
     OfflineCall,
@@ -41,7 +42,6 @@ from language_model import (
     new_call,
     parse_chat,
 )
-from sse import parse_events
 
 SILENCE_SECONDS = 0.6
 

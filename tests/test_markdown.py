@@ -21,8 +21,8 @@ from upstream import (
 )
 
 from demos.markdown import answer
+from event_source import parse_events
 from language_model import MAX_PROMPT_CHARACTERS, _answer
-from sse import KEEP_ALIVE, parse_events
 
 LEAVE_SECONDS = 2
 RETRY = b"retry: 86400000\n"

@@ -32,9 +32,9 @@ from conftest import (
 )
 from playwright.sync_api import expect
 
-from demos import DEMOS, completion
-from language_model import MAX_PROMPT_CHARACTERS
-from sse import parse_events
+from demos import relay
+from demos.completion import MAX_PROMPT_CHARACTERS
+from event_source import parse_events
 
 pytestmark = pytest.mark.own_page
 
@@ -211,21 +211,18 @@ def test_polls_socket_and_stream_bring_events(page, nginx):
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_curl_line_of_a_page_says_where_it_is(nginx, name):
-    with nginx.get(f"/demos/{name}") as client:
+def test_the_curl_line_of_a_page_says_where_it_is(nginx):
+    with nginx.get("/demos/hello") as client:
         page = client.read().decode()
     curl = re.search('<code id="curl">(.*?)</code>', page).group(1)
     assert re.findall("https?://[^/]+", curl) == [nginx.url]
 
 
-@pytest.mark.parametrize("demo", DEMOS, ids=NAMES)
-def test_every_stream_asks_not_to_be_buffered(nginx, demo):
-    with open_stream(nginx.app, demo) as client:
-        assert client.header("X-Accel-Buffering") == "no"
-    with open_stream(nginx, demo) as client:
-        assert client.status == 200
-        assert next(client.chunks())
+def test_every_stream_passes_unbuffered(nginx):
+    for name in NAMES:
+        with open_stream(nginx, name) as client:
+            assert client.status == 200
+            assert next(client.chunks())
 
 
 def unzipped(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -304,8 +301,9 @@ def test_the_longest_prompt_fits_into_a_url(page, nginx):
 def test_only_the_app_limits_a_body(nginx, more, status):
     chat = {"messages": [{"role": "user", "content": "Hello"}]}
     body = json.dumps(chat).encode()
-    body += b" " * (completion.MAX_BODY_BYTES - len(body) + more)
-    with nginx.post("/v1/chat/completions", body) as client:
+    body += b" " * (relay.MAX_BODY_BYTES - len(body) + more)
+    json_type = {"Content_Type": "application/json"}
+    with nginx.post("/v1/chat/completions", body, **json_type) as client:
         assert client.status == status
         assert client.header("Content-Type") == "application/json"
         assert json.loads(client.read())

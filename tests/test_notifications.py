@@ -6,7 +6,7 @@ import pytest
 from conftest import Client, Server, read_until, wait_until
 from playwright.sync_api import Page, expect
 
-from sse import parse_events
+from event_source import parse_events
 
 STREAM = "/stream/notifications"
 MAX_BODY_BYTES = 16 * 1024

@@ -4,7 +4,7 @@ import re
 import pytest
 from conftest import NAMES, PROJECT
 
-from pages import prose
+from website.pages import prose
 
 
 def code_panel(page, name):
@@ -56,3 +56,32 @@ def test_the_cheat_sheet_leads_to_every_lesson(client):
     for pitfall in re.findall("<li>(.*?)</li>", pitfalls, re.DOTALL):
         assert len(re.findall("<b>.+:</b>", pitfall)) == 1
         assert len(re.findall("<a href", pitfall)) == 1
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("text/html,*/*;q=0.8", "text/html"),
+        ("*/*", "application/json"),
+        ("text/event-stream", "application/json"),
+    ],
+)
+def test_an_error_is_a_page_for_pages_and_json_for_the_rest(
+    client, accept, media_type
+):
+    response = client.get("/nowhere", headers={"Accept": accept})
+    assert response.status_code == 404
+    assert response.mimetype == media_type
+
+
+def test_an_error_keeps_the_headers_of_its_status(client):
+    response = client.post("/sse")
+    assert response.status_code == 405
+    assert "GET" in response.headers["Allow"]
+    assert response.mimetype == "application/json"
+
+
+def test_an_unknown_lesson_is_a_404_that_names_it(client):
+    response = client.get("/demos/nope", headers={"Accept": "text/html"})
+    assert response.status_code == 404
+    assert "There is no lesson &#39;nope&#39;." in response.text

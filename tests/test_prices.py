@@ -19,7 +19,8 @@ from playwright.sync_api import Page, expect
 
 from broker import BEGIN, GAP, forget, publish, subscribe
 from demos import prices
-from sse import KEEP_ALIVE, Event, parse_events
+from event_source import parse_events
+from sse import Event
 
 SYMBOLS = ["ALFA", "BRVO", "CHLI", "DLTA", "ECHO"]
 FAST = "/stream/prices?interval=0.05"

@@ -11,7 +11,8 @@ from playwright.sync_api import Page, expect
 import background
 import broker
 from demos.progress import work
-from sse import Event, parse_events
+from event_source import parse_events
+from sse import Event
 
 PAUSE_SECONDS = 0.2
 LOST = {"error": background.LOST}

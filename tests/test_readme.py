@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from conftest import NAMES, PROJECT, Client, need
 
-from demos import DEMOS, PARTS
-from pages import lesson
+from demos import LESSONS, PARTS
+from website.pages import texts
 
 README = (PROJECT / "README.md").read_text("utf-8")
 
@@ -60,8 +60,8 @@ def test_the_lessons_are_listed_in_their_order():
         r"^\| \[(\w+)\]\(demos/\1\.py\) \| .* \| (.*) \|$", README, re.M
     )
     assert [name for name, _ in rows] == NAMES
-    for demo, (_, shows) in zip(DEMOS, rows, strict=True):
-        title = lesson(demo).title.split(": ")[1]
+    for name, shows in rows:
+        title = texts(LESSONS[name]).title.split(": ")[1]
         assert shows.startswith(title)
 
 
@@ -78,12 +78,12 @@ def write_to_the_document(server):
         assert client.status == 200
 
 
-@pytest.mark.parametrize("demo", DEMOS, ids=NAMES)
-def test_the_curl_line_of_a_lesson_works_as_written(server, demo):
+@pytest.mark.parametrize("name", NAMES)
+def test_the_curl_line_of_a_lesson_works_as_written(site, name):
     need("curl")
-    if demo.bp.name == "document":
-        write_to_the_document(server)
-    line = lesson(demo).curl.replace("http://127.0.0.1:5000", server.url)
+    if name == "document":
+        write_to_the_document(site)
+    line = texts(LESSONS[name]).curl.replace("http://127.0.0.1:5000", site.url)
     with subprocess.Popen(
         ["sh", "-c", f"exec {line} --silent --show-error --max-time 10"],
         stdout=subprocess.PIPE,

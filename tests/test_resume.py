@@ -33,7 +33,8 @@ from upstream import (
 
 import background
 from app import create_app
-from sse import Event, parse_events
+from event_source import parse_events
+from sse import Event
 
 LEAVE_SECONDS = 2
 PROMPT = b'{"prompt": "Why?"}'

@@ -5,9 +5,74 @@ import sys
 import pytest
 from conftest import PROJECT
 
+import background
 import language_model
 import sse
-from settings import SETTINGS, read_settings
+from app import create_app
+from demos import relay
+from redis_broker import RedisBroker
+from website.settings import SETTINGS, has_upstream, read_settings
+
+BASE_URL = (
+    "OPENAI_BASE_URL must be an http or https URL, "
+    "such as http://localhost:11434/v1."
+)
+REDIS_URL = (
+    "REDIS_URL must be a redis, rediss or unix URL without a query, "
+    "such as redis://localhost:6379/0."
+)
+API_KEY = "OPENAI_API_KEY must be ASCII, without spaces."
+WRONG = {
+    ("FLASK_MAX_STREAMS", "x"): (
+        "FLASK_MAX_STREAMS must be an integer from 1 to 100000, got 'x'."
+    ),
+    ("FLASK_MAX_STREAMS", "0"): (
+        "FLASK_MAX_STREAMS must be an integer from 1 to 100000, got '0'."
+    ),
+    ("FLASK_KEEP_ALIVE_SECONDS", "nan"): (
+        "FLASK_KEEP_ALIVE_SECONDS must be a number from 0.1 to 60.0, got 'nan'."
+    ),
+    ("FLASK_RUN_PORT", "99999"): (
+        "FLASK_RUN_PORT must be an integer from 1 to 65535, got '99999'."
+    ),
+    ("OPENAI_BASE_URL", "localhost:11434"): BASE_URL,
+    ("OPENAI_BASE_URL", "http://two words/v1"): BASE_URL,
+    ("OPENAI_API_KEY", "sk-two words"): API_KEY,
+    ("OPENAI_API_KEY", "sk-geheim-é"): API_KEY,
+    ("OPENAI_API_KEY", "sk-a\nb"): API_KEY,
+} | {
+    ("REDIS_URL", url): REDIS_URL
+    for url in (
+        "localhost:6379",
+        "http://localhost:6379",
+        "redis://",
+        "redis:///0",
+        "redis://two words",
+        "redis://localhost:0",
+        "redis://localhost:99999",
+        "redis://localhost:port",
+        "redis://localhost/name",
+        "redis://localhost/0?timeout=1",
+        "redis://localhost/0#a",
+        "redis://[::1",
+        "unix://",
+        "unix://redis.sock",
+        "REDIS://localhost",
+        " redis://localhost",
+        "unix:/redis.sock",
+        f"redis://{'a' * 64}.example",
+        " ",
+    )
+}
+REDIS_URLS = (
+    "redis://localhost",
+    "redis://localhost/",
+    "redis://localhost:6379/0",
+    "redis://:word@10.0.0.1:1/15",
+    "redis://user:word@[::1]:65535/0",
+    "rediss://redis.example:6380",
+    "unix:///run/redis.sock",
+)
 
 
 def test_defaults_are_within_their_own_limits():
@@ -16,88 +81,61 @@ def test_defaults_are_within_their_own_limits():
     }
 
 
-def test_reads_the_environment_the_flask_way():
+def test_reads_the_environment_as_flask_does():
     values = read_settings({"FLASK_MAX_STREAMS": "3", "MAX_STREAMS": "9"})
     assert values["MAX_STREAMS"] == 3
 
 
+def refusal(name: str, value: str) -> str | None:
+    try:
+        read_settings({name: value})
+    except SystemExit as stop:
+        return str(stop)
+    return None
+
+
+def test_a_wrong_value_is_refused_with_what_is_allowed():
+    assert {one: refusal(*one) for one in WRONG} == WRONG
+
+
+def test_a_wrong_key_is_not_repeated():
+    for key in ("sk-geheim-é", "sk-a\nb", "sk-a b"):
+        assert "sk-" not in refusal("OPENAI_API_KEY", key)
+
+
+@pytest.mark.parametrize("url", REDIS_URLS)
+def test_a_redis_url_that_redis_py_can_use_is_accepted(url):
+    read_settings({"REDIS_URL": url})
+    RedisBroker(url)
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
+    ("command", "name", "value"),
     [
-        (
-            "FLASK_MAX_STREAMS",
-            "x",
-            "FLASK_MAX_STREAMS must be an integer from 1 to 100000, not 'x'.",
-        ),
-        (
-            "FLASK_MAX_STREAMS",
-            "0",
-            "FLASK_MAX_STREAMS must be an integer from 1 to 100000, not '0'.",
-        ),
-        (
-            "FLASK_KEEP_ALIVE_SECONDS",
-            "nan",
-            "FLASK_KEEP_ALIVE_SECONDS must be a number from 0.1 to 60.0, "
-            "not 'nan'.",
-        ),
-        (
-            "OPENAI_BASE_URL",
-            "localhost:11434",
-            "OPENAI_BASE_URL must be an http or https URL, "
-            "such as http://localhost:11434/v1.",
-        ),
-        (
-            "OPENAI_BASE_URL",
-            "http://two words/v1",
-            "OPENAI_BASE_URL must be an http or https URL, "
-            "such as http://localhost:11434/v1.",
-        ),
-        (
-            "FLASK_RUN_PORT",
-            "99999",
-            "FLASK_RUN_PORT must be an integer from 1 to 65535, not '99999'.",
-        ),
-        (
-            "OPENAI_API_KEY",
-            "sk-two words",
-            "OPENAI_API_KEY must be ASCII, without spaces.",
-        ),
+        ("flask run", "FLASK_MAX_STREAMS", "x"),
+        ("gunicorn", "FLASK_RUN_PORT", "99999"),
+        ("gunicorn app:app", "REDIS_URL", "http://localhost:6379"),
     ],
 )
-def test_a_bad_value_is_told_with_what_is_allowed(name, value, sentence):
-    with pytest.raises(SystemExit) as stop:
-        read_settings({name: value})
-    assert str(stop.value) == sentence
-
-
-@pytest.mark.parametrize(
-    ("name", "allowed"),
-    [("FLASK_MAX_STREAMS", "1 to 100000"), ("FLASK_RUN_PORT", "1 to 65535")],
-)
-@pytest.mark.parametrize(
-    "command", ["flask run", "gunicorn", "gunicorn app:app"]
-)
-def test_a_bad_value_stops_the_start_with_one_line(
-    command, name, allowed, monkeypatch
+def test_a_wrong_value_stops_the_start_with_one_line(
+    command, name, value, monkeypatch
 ):
-    monkeypatch.setenv(name, "999999")
+    monkeypatch.setenv(name, value)
     ended = subprocess.run(
         [sys.executable, "-m", *command.split()],
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
     assert ended.returncode == 1
-    sentence = f"{name} must be an integer from {allowed}, not '999999'.\n"
-    assert ended.stdout + ended.stderr == sentence
+    assert ended.stdout + ended.stderr == WRONG[name, value] + "\n"
 
 
-@pytest.mark.parametrize("key", ["sk-geheim-é", "sk-a\nb", "sk-a b"])
-def test_a_bad_key_is_not_repeated(key):
-    with pytest.raises(SystemExit) as stop:
-        read_settings({"OPENAI_API_KEY": key})
-    assert "sk-" not in str(stop.value)
+def test_a_key_or_a_base_url_means_that_answers_cost_money():
+    assert has_upstream({"OPENAI_API_KEY": "sk-1"})
+    assert has_upstream({"OPENAI_BASE_URL": "http://localhost:11434/v1"})
+    assert not has_upstream({"OPENAI_MODEL": "m", "OPENAI_API_KEY": ""})
 
 
 def test_readme_lists_every_setting_with_its_default():
@@ -109,10 +147,48 @@ def test_readme_lists_every_setting_with_its_default():
         assert float(rows[f"FLASK_{name}"]) == default
 
 
-def test_defaults_are_those_of_the_modules_that_are_copied():
-    defaults = read_settings({})
-    assert defaults["KEEP_ALIVE_SECONDS"] == sse.KEEP_ALIVE_SECONDS
-    assert (
-        defaults["UPSTREAM_SILENCE_SECONDS"] == language_model.SILENCE_SECONDS
+DEFAULTS = """
+import background, language_model, sse
+from demos import relay
+print(sse.KEEP_ALIVE_SECONDS, language_model.SILENCE_SECONDS,
+      background.LOST_SECONDS, relay.MAX_BODY_BYTES)
+"""
+
+
+def test_defaults_are_those_of_the_parts_when_they_are_copied():
+    done = subprocess.run(
+        [sys.executable, "-c", DEFAULTS],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
     )
-    assert defaults["OFFLINE_WORD_SECONDS"] == language_model.WORD_SECONDS
+    names = (
+        "KEEP_ALIVE_SECONDS",
+        "UPSTREAM_SILENCE_SECONDS",
+        "JOB_LOST_SECONDS",
+        "RELAY_MAX_BYTES",
+    )
+    defaults = [str(SETTINGS[name][0]) for name in names]
+    assert done.stdout.split() == defaults
+
+
+@pytest.fixture
+def _reset_parts():
+    yield
+    create_app()
+
+
+@pytest.mark.usefixtures("_reset_parts")
+def test_settings_reach_the_parts():
+    create_app(
+        {
+            "KEEP_ALIVE_SECONDS": 2.5,
+            "UPSTREAM_SILENCE_SECONDS": 3.5,
+            "JOB_LOST_SECONDS": 4.5,
+            "RELAY_MAX_BYTES": 5000,
+        }
+    )
+    assert sse.KEEP_ALIVE_SECONDS == 2.5
+    assert language_model.SILENCE_SECONDS == 3.5
+    assert background.LOST_SECONDS == 4.5
+    assert relay.MAX_BODY_BYTES == 5000

@@ -1,9 +1,5 @@
-import json
-
-import pytest
-
 from demos.thinking import think
-from sse import parse_events
+from event_source import parse_events
 
 TYPES = ["thinking", "thinking", "thinking", "thinking", "answer"]
 
@@ -24,28 +20,29 @@ def test_sends_exactly_these_bytes():
     )
 
 
-@pytest.mark.parametrize(("last", "next_id"), [("2", 3), ("4", 5), ("x", 1)])
-def test_goes_on_after_the_last_event_id(server, last, next_id):
-    path = "/stream/thinking?question=Why"
-    with server.get(path, Last_Event_ID=last) as client:
-        assert next(parse_events(client.chunks())).id == str(next_id)
+PATH = "/stream/thinking?question=Why"
 
 
-@pytest.mark.parametrize("last", ["5", "6"])
-def test_answers_204_after_the_answer(server, last):
-    path = "/stream/thinking?question=Why"
-    with server.get(path, Last_Event_ID=last) as client:
-        assert client.status == 204
+def test_resumes_after_the_last_event_id(site):
+    for last, next_id in {"2": "3", "4": "5", "x": "1"}.items():
+        with site.get(PATH, Last_Event_ID=last) as client:
+            assert next(parse_events(client.chunks())).id == next_id
 
 
-@pytest.mark.parametrize(
-    "query", ["", "?question=", "?question=%20", "?question=" + "x" * 201]
-)
-def test_refuses_no_question_and_a_long_one(server, query):
-    with server.get(f"/stream/thinking{query}") as client:
-        assert client.status == 400
-        sentence = json.loads(client.read())["error"]
-    assert sentence == "question must have 1 to 200 characters."
+def test_answers_204_after_the_answer(client):
+    for last in ("5", "6"):
+        response = client.get(PATH, headers={"Last-Event-ID": last})
+        assert response.status_code == 204
+
+
+def test_refuses_no_question_and_a_long_one(client):
+    for question in (None, "", "x" * 201):
+        query = {"question": question}
+        response = client.get("/stream/thinking", query_string=query)
+        assert response.status_code == 400
+        assert response.json["error"] == (
+            "question must be a text of 1 to 200 characters."
+        )
 
 
 def test_page_shows_that_it_thinks_then_the_answer_and_closes(lesson_page):

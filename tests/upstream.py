@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from email.message import Message
 from typing import NamedTuple
 
-from sse import EventTooLarge
+from event_source import EventTooLarge
 
 KEY = "sk-test-0123456789abcdef"
 FRAMINGS = ("chunked", "length", "close")

@@ -7,7 +7,7 @@ from conftest import PROJECT
 from event_streams import ENCODED, STREAMS
 from upstream import PAUSE, Connection, Upstream, page, stream
 
-from sse import parse_events
+from event_source import parse_events
 
 CASES = STREAMS | {
     f"encoded: {name}": (body, [event])

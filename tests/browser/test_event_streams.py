@@ -8,7 +8,7 @@ from event_streams import ENCODED, STREAMS
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
-from sse import parse_events
+from event_source import parse_events
 
 CASES = STREAMS | {
     f"encoded: {name}": (stream, [event])

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import NAMES, PROJECT, Server, wait_until
+from pages import lesson
 from playwright.sync_api import Error, Page, expect
 
 from demos import DEMOS
-from pages import lesson
 
 TRIED: dict[str, tuple[str, ...]] = {}
 LOST = "Nothing is left of it: the server that worked on it has gone."

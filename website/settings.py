@@ -1,9 +1,9 @@
-"""Settings, read at the start from the environment, and checked.
+"""Settings from the environment, checked at the start.
 
-`FLASK_MAX_STREAMS=200` sets MAX_STREAMS, as Flask's own settings are set; the
+`FLASK_MAX_STREAMS=200` sets MAX_STREAMS, as Flask sets its own settings. The
 OPENAI_ names are those of the official client, and REDIS_URL is the usual one.
-This module needs the standard library only, so that the serving config checks
-them before any worker starts.
+This module needs only the standard library, so `gunicorn.conf.py` can check the
+settings before any worker starts.
 """
 
 import re
@@ -17,11 +17,13 @@ SETTINGS = {
     "KEEP_ALIVE_SECONDS": (15.0, 0.1, 60.0),
     "UPSTREAM_SILENCE_SECONDS": (60.0, 0.1, 600.0),
     "OFFLINE_WORD_SECONDS": (0.05, 0.0, 5.0),
+    "JOB_LOST_SECONDS": (15.0, 1.0, 600.0),
+    "RELAY_MAX_BYTES": (512 * 1024, 1024, 100 * 1024 * 1024),
 }
 
 
 def read_settings(environ: Mapping[str, str]) -> dict[str, float]:
-    """Return the value of every setting.
+    """Return the value of each setting.
 
     Raises SystemExit with one line that says what is wrong and what is allowed.
     """
@@ -36,7 +38,7 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, float]:
         if not in_range:
             kind = "an integer" if isinstance(default, int) else "a number"
             allowed = f"{kind} from {lowest} to {highest}"
-            raise SystemExit(f"FLASK_{name} must be {allowed}, not {text!r}.")
+            raise SystemExit(f"FLASK_{name} must be {allowed}, got {text!r}.")
     _check_upstream(environ)
     _check_redis(environ)
     return values
@@ -83,3 +85,9 @@ def _check_redis(environ: Mapping[str, str]) -> None:
             "REDIS_URL must be a redis, rediss or unix URL without a query, "
             "such as redis://localhost:6379/0."
         )
+
+
+def has_upstream(environ: Mapping[str, str]) -> bool:
+    """Tell whether a language model is configured, whose answers cost money."""
+    names = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
+    return any(environ.get(name) for name in names)

@@ -1,0 +1,138 @@
+"""Relay: an OpenAI-compatible endpoint
+
+Every client of the OpenAI API (Chat Completions) can use this
+server. It passes the request on with its own API key, and the
+answer back, byte by byte as it comes. No client needs the key.
+
+Notice: nothing is parsed on the way, so whatever the API can do,
+the relay can do. It adds three things: a comment in silence, which
+keeps proxies from closing the connection, an error event if the
+answer breaks off, and the error object that clients know for every
+error.
+
+Try: with `flask run --reload`, set NOTICE_SECONDS to 0.01, save,
+and open the Wire panel. A comment fills every pause between two
+words.
+
+    curl -N http://127.0.0.1:5000/v1/chat/completions --json \
+    '{"messages":[{"role":"user","content":"Hi"}],"stream":true}'
+"""
+
+import os
+import re
+from contextlib import closing
+from itertools import chain
+
+from flask import Blueprint, Response, abort
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from checks import json_object, same_origin_only
+from language_model import BROKEN_OFF, Answer, ModelError, ask
+from sse import Event, keep_alive
+
+MAX_BODY_BYTES = 512 * 1024
+MAX_ANSWER_BYTES = 16 * 1024 * 1024  # of one that is not streamed
+NOTICE_SECONDS = 0.5  # until a disconnect is noticed: tokens cost
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+ALLOWED = {"chat/completions": ["POST"], "models": ["GET"]}
+HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",
+}
+# With its blank line, because the stream has no ids: some clients
+# drop an event that begins with a comment.
+COMMENT = b": keep-alive\n\n"
+EVENT_ENDS = (b"\n\n", b"\r\r", b"\r\n\r\n")
+END = re.compile(rb'[\r\n]data: ?\[DONE|"finish_reason"\s*:\s*"\w')
+TAIL_BYTES = 100  # an end may arrive in two chunks
+
+bp = Blueprint("relay", __name__)
+bp.before_request(same_origin_only)  # an answer costs money
+
+
+@bp.post("/v1/chat/completions")
+def chat_completions():
+    body = {"stream": False} | json_object(MAX_BODY_BYTES)
+    messages = body.pop("messages", None)
+    if not isinstance(messages, list):
+        abort(400, "messages must be a list.")
+    return relay(ask(messages, **body), body["stream"])
+
+
+@bp.get("/v1/models")
+def models():
+    return relay(Answer("/models"))
+
+
+@bp.route("/v1/<path:path>", methods=METHODS)
+def others(path):
+    if path in ALLOWED:
+        raise MethodNotAllowed(ALLOWED[path])
+    abort(404, f"There is no /v1/{path} here.")
+
+
+def relay(answer, wants_stream=False):
+    upstream, chunks = answer.open(), iter(answer)
+    kind = upstream.headers.get("Content-Type", "text/plain")
+    first = b"" if "event-stream" in kind else next(chunks, b"")
+    is_page = first.lstrip().startswith((b"{", b"<"))
+    if wants_stream and upstream.status_code == 200 and not is_page:
+        items = keep_alive(chunks, NOTICE_SECONDS, answer.close)
+        return Response(relayed(first, items), headers=HEADERS)
+    body = bytearray(first)
+    with closing(answer):
+        for chunk in chunks:
+            body += chunk
+            if len(body) > MAX_ANSWER_BYTES:
+                raise ModelError("The answer is too large.")
+    headers = {"Content-Type": kind}
+    if retry_after := upstream.headers.get("Retry-After"):
+        headers["Retry-After"] = retry_after
+    return without_key(bytes(body)), upstream.status_code, headers
+
+
+def without_key(body):
+    key = os.environ.get("OPENAI_API_KEY", "").strip().encode()
+    is_secret = len(key) > 7  # local models take a dummy
+    return body.replace(key, b"***") if is_secret else body
+
+
+def error_object(message, status):
+    kind = "server" if status >= 500 else "invalid_request"
+    error = {"message": message, "type": f"{kind}_error"}
+    return {"error": error | {"param": None, "code": None}}
+
+
+@bp.errorhandler(ModelError)
+def no_answer(error):
+    return error_object(str(error), error.status), error.status
+
+
+@bp.errorhandler(HTTPException)
+def refusal(error):
+    body = error_object(error.description, error.code)
+    headers = dict(error.get_headers())
+    headers["Content-Type"] = "application/json"
+    return body, error.code, headers
+
+
+def relayed(first, items):
+    tail, is_complete, problem = b"\n\n", False, BROKEN_OFF
+    try:
+        for chunk in chain([first], items):
+            if chunk is None:
+                chunk = (
+                    COMMENT if tail.endswith(EVENT_ENDS) else b""
+                )
+            yield chunk
+            tail += chunk
+            is_complete = is_complete or END.search(tail)
+            tail = tail[-TAIL_BYTES:]
+    except ModelError as error:
+        problem = str(error)
+    finally:
+        items.close()
+    if not is_complete:
+        yield b"" if tail.endswith(EVENT_ENDS) else b"\n\n"
+        yield Event(error_object(problem, 502)).encode()

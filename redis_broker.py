@@ -1,0 +1,236 @@
+"""The channels of `broker.py`, shared by processes and machines through Redis.
+
+    broker.BROKER = RedisBroker("redis://localhost:6379/0")
+
+Theory of operation:
+
+1. A channel is a Redis stream, and its entry ids are the event ids. So a client
+   can lose one server and resume at another, right after its Last-Event-ID.
+   Redis' own pub/sub would silently lose whatever is published while a process
+   is disconnected.
+2. Each process copies the channels that have clients here into a `Log` in
+   memory, with one thread and one connection for all of them. That thread alone
+   changes the logs; from there on, everything is as in `broker.py`.
+3. Each entry names the entry before it. If that is not the newest in the copy,
+   there is a gap, whatever the reason: a stream that was trimmed, emptied, or
+   restored from a backup. Then the log starts over, and clients get `reset`.
+4. Redis can also lose its newest entries, and then give ids that are lower than
+   those in the copy: an XREAD would wait for higher ones forever. So the thread
+   compares the newest ids every CHECK_SECONDS.
+5. While Redis is down, clients stay connected, and the thread tries again with
+   backoff. Publishing raises Unavailable; it is never repeated, because the
+   first attempt may have succeeded.
+
+Copy this file together with `broker.py`; it needs redis-py, and Redis 7.
+"""
+
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+import sse
+from broker import (
+    BEGIN,
+    KEEP_SECONDS,
+    Channels,
+    Conflict,
+    Events,
+    Log,
+    PublishedEvent,
+    Unavailable,
+)
+from sse import Event
+
+KEY_PREFIX = "sse:"
+MAX_CONNECTIONS = 20
+TIMEOUT_SECONDS = 5
+LOAD_SECONDS = 2  # to wait for the copy before a stream starts
+BLOCK_MS = 100  # until a channel that is new here is looked at
+CHECK_SECONDS = 1
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 5
+
+# One script, so that nobody publishes between the comparison and the XADD.
+PUBLISH = """
+local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local previous = newest and newest[1] or '0-0'
+local event, max_events, seconds, after = unpack(ARGV)
+if after and after ~= previous then return false end
+local id = redis.call('XADD', KEYS[1], 'MAXLEN', max_events, '*',
+    'event', event, 'previous', previous, 'max_events', max_events)
+redis.call('EXPIRE', KEYS[1], seconds)
+return id
+"""
+
+logger = logging.getLogger(__name__)
+
+
+class RedisBroker:
+    """The channels of all processes that use the same Redis.
+
+    url: as `redis.Redis.from_url` takes it.
+    """
+
+    def __init__(self, url: str):
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=TIMEOUT_SECONDS,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._redis = redis.Redis.from_pool(pool)
+        self._script = self._redis.register_script(PUBLISH)
+        self._channels = Channels(keep_unread=False)
+        self._is_copying = False
+        self._asked: list[threading.Event] = []
+        self._trouble: str | None = None
+
+    def publish(
+        self, channel: str, event: Event, after: str | None, max_events: int
+    ) -> str:
+        text = PublishedEvent(BEGIN, event).data  # raises what cannot be sent
+        fields = {"data": text, "event": event.event, "retry": event.retry}
+        arguments = [json.dumps(fields), max_events, KEEP_SECONDS]
+        if after is not None:
+            arguments.append(after)
+        with self._available():
+            id = self._script([KEY_PREFIX + channel], arguments)
+        if id is None:
+            raise Conflict
+        return id.decode()
+
+    def newest(self, channel: str) -> PublishedEvent | None:
+        with self._available():
+            entries = self._redis.xrevrange(KEY_PREFIX + channel, count=1)
+        return _event(entries[0]) if entries else None
+
+    def forget(self, channel: str) -> None:
+        with self._available():
+            # Not deleted, because the same ids must never be given again.
+            self._redis.xtrim(KEY_PREFIX + channel, 0, approximate=False)
+
+    def subscribe(self, channel: str, last_event_id: str | None) -> Events:
+        with self._channels.reading(channel) as log:
+            is_copied = self._ask_for_copy()
+            in_time = is_copied.wait(LOAD_SECONDS)
+            place = log.tail.id
+            yield None
+            while not is_copied.wait(sse.KEEP_ALIVE_SECONDS):
+                yield None
+            yield from log.read(
+                last_event_id, place if in_time else log.tail.id
+            )
+
+    @contextmanager
+    def _available(self) -> Iterator[None]:
+        """Turn every error of Redis into Unavailable, and log it once."""
+        trouble = None
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            trouble = f"Redis is down: {error}"
+        except redis.RedisError as error:
+            trouble = f"Redis refuses: {error}"
+        if trouble and not self._trouble:
+            logger.warning(trouble)
+        elif self._trouble and not trouble:
+            logger.warning("Redis is available again.")
+        self._trouble = trouble
+        if trouble:
+            raise Unavailable(retry_after=TIMEOUT_SECONDS)
+
+    def _ask_for_copy(self) -> threading.Event:
+        """Return what is set once the logs hold all that Redis holds now."""
+        is_copied = threading.Event()
+        with self._channels.lock:
+            self._asked.append(is_copied)
+            is_copying, self._is_copying = self._is_copying, True
+        if not is_copying:
+            threading.Thread(target=self._copy, daemon=True).start()
+        return is_copied
+
+    def _copy(self) -> None:
+        """Copy as long as there are clients, whatever happens to Redis."""
+        backoff, checked_at = MIN_BACKOFF_SECONDS, 0
+        while True:
+            with self._channels.lock:
+                logs, asked = dict(self._channels.logs), list(self._asked)
+                self._is_copying = bool(logs)
+                if not logs:
+                    self._asked.clear()
+                    return
+            try:
+                with self._available():
+                    if time.monotonic() - checked_at > CHECK_SECONDS:
+                        self._check(logs)
+                        checked_at = time.monotonic()
+                    self._copy_once(logs, block=None if asked else BLOCK_MS)
+            except Exception as error:  # or all clients would wait forever
+                if not isinstance(error, Unavailable):
+                    logger.exception("Redis holds an entry that is no event")
+                checked_at = 0
+                time.sleep(backoff * random.uniform(0.5, 1))
+                backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+                continue
+            backoff = MIN_BACKOFF_SECONDS
+            with self._channels.lock:
+                del self._asked[: len(asked)]
+            for is_copied in asked:
+                is_copied.set()
+
+    def _copy_once(self, logs: dict[str, Log], block: int | None) -> None:
+        """Copy what is new. Wait for it for `block` ms, None for not at all."""
+        places = {
+            KEY_PREFIX + channel: log.tail.id for channel, log in logs.items()
+        }
+        for key, entries in self._redis.xread(places, block=block):
+            channel = key.decode().removeprefix(KEY_PREFIX)
+            if _previous(entries[0]) == logs[channel].tail.id:
+                _append(entries, logs[channel])
+            else:
+                self._copy_anew(channel, logs[channel])
+
+    def _copy_anew(self, channel: str, log: Log) -> None:
+        entries = self._redis.xrange(KEY_PREFIX + channel)
+        log.start_over(_previous(entries[0]) if entries else BEGIN)
+        _append(entries, log)
+
+    def _check(self, logs: dict[str, Log]) -> None:
+        """Copy anew where Redis has lost entries that the log still has."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for channel in logs:
+            pipeline.xrevrange(KEY_PREFIX + channel, count=1)
+        for channel, entries in zip(logs, pipeline.execute(), strict=True):
+            newest_id = entries[0][0].decode() if entries else BEGIN
+            if id_parts(newest_id) < id_parts(logs[channel].tail.id):
+                self._copy_anew(channel, logs[channel])
+
+
+def _append(entries: list[tuple[bytes, dict]], log: Log) -> None:
+    for entry in entries:
+        if _previous(entry) != log.tail.id:
+            log.start_over(_previous(entry))
+        log.append(_event(entry), int(entry[1][b"max_events"]))
+
+
+def _event(entry: tuple[bytes, dict]) -> PublishedEvent:
+    id, fields = entry
+    return PublishedEvent(id.decode(), Event(**json.loads(fields[b"event"])))
+
+
+def _previous(entry: tuple[bytes, dict]) -> str:
+    return entry[1][b"previous"].decode()
+
+
+def id_parts(id: str) -> tuple[int, ...]:
+    """Return the two numbers of an id, by which Redis orders ids."""
+    return tuple(map(int, id.split("-")))

@@ -1,0 +1,256 @@
+"""What a request may hold, and who may send it."""
+
+import re
+from io import BytesIO
+
+import pytest
+from flask import Blueprint, Flask, Response
+from werkzeug.exceptions import HTTPException
+
+import checks
+from checks import (
+    allow_any_origin,
+    json_object,
+    json_text,
+    query_number,
+    query_text,
+    same_origin_only,
+)
+
+request_with = Flask(__name__).test_request_context
+
+
+def outcome(check, *arguments, **request):
+    """Return what a check returns, or the status and sentence of its error."""
+    with request_with(**request):
+        try:
+            return check(*arguments)
+        except HTTPException as error:
+            return error.code, error.description
+
+
+NUMBERS = {
+    ("", 1.5): 1.5,
+    ("", 3): 3,
+    ("other=2", 3): 3,
+    ("n=0", 1.5): 0.0,
+    ("n=10", 1.5): 10.0,
+    ("n=0.01", 1.5): 0.01,
+    ("n=.5", 1.5): 0.5,
+    ("n=1e1", 1.5): 10.0,
+    ("n=%2B5", 1.5): 5.0,
+    ("n=0", 3): 0,
+    ("n=10", 3): 10,
+    ("n=07", 3): 7,
+    ("n=1&n=2", 3): 1,
+}
+NO_NUMBERS = (
+    *("-0.1", "10.1", "1e999", "nan", "-nan", "inf", "-inf", "Infinity", ""),
+    *("x", "1,5", "1s", "0x1", "1\0", "1_0", " 5 ", "٥", "1.", "1e", "+-1"),
+)
+NO_INTEGERS = ("-1", "11", "1.0", "1e1", "nan", "", "1_0", " 5", "٥", "<b>")
+
+
+def test_a_number_has_the_type_of_its_default():
+    found = {
+        (query, default): outcome(
+            query_number, "n", default, 0, 10, query_string=query
+        )
+        for query, default in NUMBERS
+    }
+    assert found == NUMBERS
+    assert all(type(found[case]) is type(case[1]) for case in found)
+
+
+def test_what_is_no_number_in_range_is_refused_with_what_is_allowed():
+    for values, default, kind in [
+        (NO_NUMBERS, 1.0, "a number"),
+        (NO_INTEGERS, 1, "an integer"),
+    ]:
+        found = {
+            value: outcome(
+                query_number, "n", default, 0, 10, query_string={"n": value}
+            )
+            for value in values
+        }
+        assert found == {
+            value: (400, f"n must be {kind} from 0 to 10, got {value!r}.")
+            for value in values
+        }
+
+
+def test_a_number_too_long_to_convert_is_refused():
+    status, sentence = outcome(
+        query_number, "n", 1, 0, 10, query_string={"n": "9" * 5000}
+    )
+    assert status == 400
+    assert sentence.startswith("n must be an integer from 0 to 10, got '999")
+
+
+TEXT = (400, "t must be a text of 1 to 3 characters.")
+
+
+def test_a_text_has_the_right_length():
+    texts = {"a": "a", "abc": "abc", "😀😀😀": "😀😀😀", " ": " "}
+    texts |= dict.fromkeys(("", "abcd"), TEXT)
+    for text, expected in texts.items():
+        query = {"t": text}
+        assert outcome(query_text, "t", 1, 3, query_string=query) == expected
+        assert outcome(json_text, query, "t", 1, 3) == expected
+    assert outcome(query_text, "t", 1, 3) == TEXT
+    for value in (None, 5, ["abc"], {"a": "b"}, True):
+        assert outcome(json_text, {"t": value}, "t", 1, 3) == TEXT
+    assert outcome(json_text, {}, "t", 1, 3) == TEXT
+    assert outcome(json_text, {"t": ""}, "t", 0, 3) == ""
+
+
+MAX_BYTES = 100
+NOT_JSON = (415, "The body must have the Content-Type application/json.")
+NO_OBJECT = (400, 'The body must be a JSON object, such as {"a": 1}.')
+TOO_LARGE = (413, "The body must have at most 100 bytes.")
+FULL = b'{"a": "' + b"x" * (MAX_BYTES - 9) + b'"}'
+BODIES = {
+    b'{"a": [null, 1.5, "\xe4\xbd\xa0"]}': {"a": [None, 1.5, "你"]},
+    b"{}": {},
+    FULL: {"a": "x" * (MAX_BYTES - 9)},
+    FULL + b" ": TOO_LARGE,
+    b" " * 1000: TOO_LARGE,
+} | dict.fromkeys(
+    (
+        *(b"", b"{", b"{} {}", b"{'a': 1}", b"city=Paris", b"[]", b'"a"'),
+        *(b"1", b"null", b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}'),
+        *(b'{"a": "\xff"}', b"[" * MAX_BYTES, b'\xef\xbb\xbf{"a": 1}'),
+    ),
+    NO_OBJECT,
+)
+TYPES = {
+    "application/json": {},
+    "application/json; charset=utf-8": {},
+    "application/problem+json": {},
+    "text/plain": NOT_JSON,
+    "application/x-www-form-urlencoded": NOT_JSON,
+    "application/jsonp": NOT_JSON,
+    None: NOT_JSON,
+}
+
+
+def test_a_body_is_a_json_object_of_limited_size():
+    found = {
+        body: outcome(
+            json_object, MAX_BYTES, data=body, content_type="application/json"
+        )
+        for body in BODIES
+    }
+    assert found == BODIES
+
+
+def test_numbers_and_nesting_beyond_all_measure_are_refused():
+    for body in (
+        b'{"a": ' + b"1" * 5000 + b"}",
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    ):
+        assert (
+            outcome(
+                json_object, 10**6, data=body, content_type="application/json"
+            )
+            == NO_OBJECT
+        )
+
+
+def test_a_body_has_a_json_content_type():
+    found = {
+        one: outcome(json_object, MAX_BYTES, data=b"{}", content_type=one)
+        for one in TYPES
+    }
+    assert found == TYPES
+
+
+class Broken(BytesIO):
+    """A connection that breaks off in the middle of a body."""
+
+    def read(self, size=-1):
+        raise ConnectionResetError
+
+
+def test_a_body_that_breaks_off_is_refused():
+    environ = {"wsgi.input": Broken(), "wsgi.input_terminated": True}
+    assert outcome(
+        json_object,
+        MAX_BYTES,
+        environ_overrides=environ,
+        content_type="application/json",
+        content_length=10,
+    ) == (400, "The body is incomplete.")
+
+
+def is_refused(headers: dict[str, str]) -> bool:
+    headers = {"Host": "app.test"} | headers
+    return outcome(same_origin_only, headers=headers) == (403, checks.FOREIGN)
+
+
+PAGES = {
+    "curl": ({}, False),
+    "our page": ({"Sec-Fetch-Site": "same-origin"}, False),
+    "another site": ({"Sec-Fetch-Site": "cross-site"}, True),
+    "another port or subdomain": ({"Sec-Fetch-Site": "same-site"}, True),
+    "a user's own navigation": ({"Sec-Fetch-Site": "none"}, True),
+    "a prefetch of ours": (
+        {"Sec-Fetch-Site": "same-origin", "Sec-Purpose": "prefetch"},
+        True,
+    ),
+    "a prerender": (
+        {"Sec-Fetch-Site": "none", "Sec-Purpose": "prefetch;prerender"},
+        True,
+    ),
+    "our origin": ({"Origin": "http://app.test"}, False),
+    "our origin behind TLS": ({"Origin": "https://app.test"}, False),
+    "another origin": ({"Origin": "http://other.test"}, True),
+    "a longer name": ({"Origin": "http://app.test.other.test"}, True),
+    "another port": ({"Origin": "http://app.test:8000"}, True),
+    "our port": (
+        {"Origin": "http://app.test:8000", "Host": "app.test:8000"},
+        False,
+    ),
+    "IPv6": ({"Origin": "http://[::1]:8000", "Host": "[::1]:8000"}, False),
+    "a sandboxed frame": ({"Origin": "null"}, True),
+    "an empty origin": ({"Origin": ""}, True),
+    "no scheme": ({"Origin": "app.test"}, True),
+    "no URL": ({"Origin": "http://["}, True),
+    "two that disagree": (
+        {"Sec-Fetch-Site": "same-origin", "Origin": "http://other.test"},
+        True,
+    ),
+    "a host that Werkzeug finds invalid": ({"Host": "a_b.test"}, True),
+    "that host as the origin": (
+        {"Host": "a_b.test", "Origin": "http://a_b.test"},
+        True,
+    ),
+}
+
+
+def test_only_our_own_pages_and_api_clients_pass():
+    found = {name: is_refused(headers) for name, (headers, _) in PAGES.items()}
+    assert found == {name: refused for name, (_, refused) in PAGES.items()}
+
+
+def test_a_403_names_the_proxy_that_rewrites_the_host():
+    assert re.search("proxy .* has changed the Host header", checks.FOREIGN)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_open_blueprints_are_not_guarded(monkeypatch, is_open):
+    app = Flask(__name__)
+    bp = Blueprint("free", __name__)
+    bp.before_request(same_origin_only)
+    bp.add_url_rule("/", view_func=lambda: "answer")
+    app.register_blueprint(bp)
+    if is_open:
+        monkeypatch.setattr(checks, "OPEN_BLUEPRINTS", frozenset({"free"}))
+    headers = {"Sec-Fetch-Site": "cross-site"}
+    response = app.test_client().get("/", headers=headers)
+    assert response.status_code == (200 if is_open else 403)
+
+
+def test_any_origin_may_read_what_allows_it():
+    response = allow_any_origin(Response())
+    assert response.headers["Access-Control-Allow-Origin"] == "*"

@@ -1,0 +1,277 @@
+"""Reading event streams: any bytes, in chunks of any size."""
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator
+from itertools import pairwise, repeat
+
+import pytest
+from event_streams import BOM, ENCODED, STREAMS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from event_source import EventTooLarge, ReceivedEvent, parse_events
+from sse import Event
+
+
+def pieces(stream: bytes, places: Iterable[int]) -> list[bytes]:
+    """Cut a stream at these places."""
+    bounds = [0, *sorted(places), len(stream)]
+    return [stream[start:end] for start, end in pairwise(bounds)]
+
+
+def chunks(stream: bytes, size: int) -> Iterator[bytes]:
+    """Cut a stream into chunks of this size."""
+    return (stream[at : at + size] for at in range(0, len(stream), size))
+
+
+def dispatched(parts: Iterable[bytes]) -> list[tuple[str, str, str]]:
+    return [(e.event, e.data, e.id) for e in parse_events(parts)]
+
+
+def test_what_is_encoded_is_parsed_as_a_browser_does():
+    found = {name: dispatched([ENCODED[name][1]]) for name in ENCODED}
+    assert found == {name: [event] for name, (_, _, event) in ENCODED.items()}
+
+
+EXPECTED = {name: events for name, (_, events) in STREAMS.items()}
+
+
+def test_parses_whole_streams_as_a_browser_does():
+    found = {
+        name: dispatched([stream]) for name, (stream, _) in STREAMS.items()
+    }
+    assert found == EXPECTED
+
+
+def test_parses_streams_byte_by_byte():
+    found = {
+        name: dispatched(chunks(stream, 1))
+        for name, (stream, _) in STREAMS.items()
+    }
+    assert found == EXPECTED
+
+
+def test_parses_streams_cut_in_two_anywhere():
+    for name, (stream, events) in STREAMS.items():
+        for place in range(min(len(stream), 80)):
+            found = dispatched(pieces(stream, [place]))
+            assert found == events, (name, place)
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.sampled_from(list(STREAMS)), st.data())
+def test_parses_a_stream_cut_into_any_pieces(name, data):
+    stream, events = STREAMS[name]
+    places = data.draw(st.lists(st.integers(0, len(stream))))
+    assert dispatched(pieces(stream, places)) == events
+
+
+def test_empty_chunks_mean_nothing():
+    for name, (stream, events) in STREAMS.items():
+        parts = [b"", stream[:1], b"", b"", *pieces(stream[1:], [7, 7]), b""]
+        assert dispatched(parts) == events, name
+
+
+@settings(deadline=None)
+@given(st.binary(), st.lists(st.integers(0, 99)))
+def test_pieces_make_no_difference_to_any_bytes(stream, places):
+    whole = list(parse_events([stream]))
+    assert list(parse_events(pieces(stream, places))) == whole
+
+
+@pytest.mark.parametrize("size", [1, 999])
+def test_event_is_there_as_soon_as_its_blank_line_is(size):
+    def stream() -> Iterator[bytes]:
+        yield from chunks(b"data: a\r\n\r", size)
+        raise AssertionError("the parser wanted more")
+
+    assert next(parse_events(stream())).data == "a"
+
+
+@pytest.mark.parametrize(
+    ("fields", "retry"),
+    [
+        (b"retry: 500", 500),
+        (b"retry:500", 500),
+        (b"retry: 0", 0),
+        (b"retry: 007", 7),
+        (b"retry: 00000000000000000000500", 500),
+        (b"retry: 999999999999999999", 999999999999999999),
+        (b"retry: 1\nretry: 2", 2),
+        (b"retry: 1\nretry: soon", 1),
+        (b"retry: -1", None),
+        (b"retry: +1", None),
+        (b"retry: 1.5", None),
+        (b"retry: 1e3", None),
+        (b"retry: 1_000", None),
+        (b"retry: 0x10", None),
+        (b"retry: 1 ", None),
+        (b"retry:  1", None),
+        (b"retry:", None),
+        (b"retry", None),
+        (b"retry: 1\0", None),
+        (b"Retry: 1", None),
+        ("retry: \u0661".encode(), None),
+        (b"retry: \xb9", None),
+        (b"retry: 1" + b"0" * 5000, None),
+    ],
+)
+def test_retry_is_read_if_it_is_digits_only(fields, retry):
+    stream = fields + b"\ndata: a\n\ndata: b\n\n"
+    assert [event.retry for event in parse_events([stream])] == [retry, None]
+
+
+TEXTS = st.text() | st.text("ab :\t\0\r\n\u2028\x85\ufeff")
+ONE_LINE = TEXTS.map(lambda text: re.sub("[\r\n\0]", "", text))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.builds(
+            Event,
+            TEXTS,
+            event=st.none() | ONE_LINE,
+            id=st.none() | ONE_LINE,
+            retry=st.none() | st.integers(0, 10**18 - 1),
+        )
+    ),
+    st.lists(st.integers(0, 999)),
+)
+def test_what_is_encoded_is_parsed_back_the_same(events, places):
+    stream = b"".join(event.encode() for event in events)
+    expected = []
+    last_event_id = ""
+    for event in events:
+        last_event_id = last_event_id if event.id is None else event.id
+        expected.append(
+            ReceivedEvent(
+                event.data.replace("\r\n", "\n").replace("\r", "\n"),
+                event=event.event or "message",
+                id=last_event_id,
+                retry=event.retry,
+            )
+        )
+    assert list(parse_events(pieces(stream, places))) == expected
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda values: st.lists(values) | st.dictionaries(TEXTS, values | TEXTS),
+)
+
+
+@settings(deadline=None)
+@given(JSON_VALUES)
+def test_json_is_one_line_and_parsed_back_the_same(value):
+    encoded = Event(value).encode()
+    assert encoded.count(b"\n") == 2
+    assert [json.loads(e.data) for e in parse_events([encoded])] == [value]
+
+
+def many_events(size: int) -> bytes:
+    event = b"id: 1\ndata: " + b"x" * 99 + b"\n\n"
+    return event * (size // len(event))
+
+
+def many_lines(size: int) -> bytes:
+    return b"data: x\n" * (size // 8) + b"\n"
+
+
+def one_line(size: int) -> bytes:
+    return b"data: " + b"x" * size + b"\n\n"
+
+
+def seconds_to_parse(stream: bytes, chunk_bytes: int) -> float:
+    start = time.process_time()
+    parts = chunks(stream, chunk_bytes)
+    assert sum(1 for _ in parse_events(parts, max_bytes=len(stream))) >= 1
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize(
+    ("shape", "megabytes", "chunk_bytes"),
+    [
+        (many_events, 2, 1),
+        (many_events, 10, 65536),
+        (many_events, 10, 10**9),
+        (many_lines, 1, 1),
+        (many_lines, 10, 65536),
+        (one_line, 1, 1),
+        (one_line, 40, 65536),
+    ],
+)
+def test_four_times_the_bytes_take_about_four_times_as_long(
+    shape, megabytes, chunk_bytes
+):
+    size = megabytes * 2**20
+    quarter = seconds_to_parse(shape(size // 4), chunk_bytes)
+    assert seconds_to_parse(shape(size), chunk_bytes) < 10 * quarter
+
+
+# Each ends in the last byte that 100 bytes of data have room for.
+FULL = {
+    "one line": b"data: " + b"x" * 100,
+    "no space": b"data:" + b"x" * 100,
+    "two spaces": b"data:  " + b"x" * 99,
+    "two lines": b"data: " + b"x" * 50 + b"\ndata: " + b"x" * 49,
+    "two lines, CRLF": b"data: " + b"x" * 50 + b"\r\ndata: " + b"x" * 49,
+    "many lines": b"data: x\n" * 49 + b"data: xx",
+    "empty lines": b"data\n" * 100 + b"data:",
+    "bytes, not characters": b"data: " + "你".encode() * 33 + b"x",
+    "other fields": b"event: tick\nid: 1\nretry: 1\ndata: " + b"x" * 100,
+    "comments": (b": " + b"c" * 99 + b"\n") * 99 + b"data: " + b"x" * 100,
+    "events before": b"data: a\n\n" * 99 + b"data: " + b"x" * 100,
+    "BOM": BOM + b"data: " + b"x" * 100,
+}
+
+
+@pytest.mark.parametrize("size", [1, 7, 10**9])
+@pytest.mark.parametrize("name", FULL)
+def test_event_of_the_greatest_size_passes(name, size):
+    events = parse_events(chunks(FULL[name] + b"\n\n", size), max_bytes=100)
+    assert len(list(events)[-1].data.encode()) == 100
+
+
+@pytest.mark.parametrize("size", [1, 7, 10**9])
+@pytest.mark.parametrize("name", FULL)
+def test_event_with_one_byte_more_is_refused(name, size):
+    stream = FULL[name] + b"x\n\n"
+    with pytest.raises(EventTooLarge, match="over 100 bytes"):
+        list(parse_events(chunks(stream, size), max_bytes=100))
+
+
+def test_default_limit_is_four_mebibytes():
+    data = b"x" * 4 * 2**20
+    assert len(list(parse_events([b"data: ", data, b"\n\n"]))) == 1
+    with pytest.raises(EventTooLarge, match="over 4194304 bytes"):
+        list(parse_events([b"data: ", data, b"x", b"\n\n"]))
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [b"x", b"data: x\n", b"data\n", b"data: x\n:\n", b"data: x\nid: 1\n"],
+)
+@pytest.mark.parametrize("first", [b"", b":", b"id: ", b"event:", b"data:"])
+def test_what_never_ends_is_refused(first, endless):
+    with pytest.raises(EventTooLarge):
+        next(parse_events((first, *repeat(endless, 200)), max_bytes=100))
+
+
+@pytest.mark.parametrize("lines", [b":\n", b": c\n\n", b"\n", b"id: 1\n\n"])
+def test_endless_comments_count_for_nothing(lines):
+    stream = (*repeat(lines, 10000), b"data: xxxx\n", lines, b"\n")
+    (event,) = parse_events(stream, max_bytes=4)
+    assert event.data == "xxxx"
+
+
+def test_events_before_the_one_that_is_too_large_are_yielded():
+    events = parse_events([b"data: a\n\ndata: bb\n\n"], max_bytes=1)
+    assert next(events).data == "a"
+    with pytest.raises(EventTooLarge):
+        next(events)

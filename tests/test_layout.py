@@ -1,0 +1,215 @@
+"""The rules of the house: who imports whom, how long a file may be, guards."""
+
+import re
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+from conftest import NAMES, PROJECT
+from flask import Flask
+from parts import PARTS, imports, lines, needed
+
+from app import create_app
+from demos import FREE_OFFLINE, LESSONS
+
+BUDGETS = {
+    "app": 60,
+    "sse": 180,
+    "event_source": 180,
+    "checks": 120,
+    "broker": 250,
+    "redis_broker": 260,
+    "background": 210,
+    "language_model": 140,
+    "growing_markdown": 270,
+    "gunicorn.conf": 60,
+    "streaming_worker": 120,
+}
+COPIES = {
+    "clock": 355,
+    "notifications": 600,
+    "completion": 690,
+    "chat": 670,
+    "progress": 820,
+    "resume": 1140,
+}
+"""The lines of a lesson and of the parts that it needs, at most."""
+
+MAY_IMPORT = {
+    "sse": set(),
+    "event_source": set(),
+    "checks": set(),
+    "growing_markdown": set(),
+    "broker": {"sse"},
+    "redis_broker": {"broker", "sse"},
+    "background": {"broker", "sse"},
+    "language_model": {"event_source"},
+    "streaming_worker": set(),
+    "gunicorn.conf": {"streaming_worker", "website"},
+}
+OURS = {"app", "demos", "website", "streaming_worker", *PARTS}
+LESSONS_MAY_IMPORT = set(PARTS) - {"redis_broker"}
+
+
+def ours(path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)} & OURS
+
+
+def test_no_file_is_over_its_budget():
+    found = {name: lines(PROJECT / f"{name}.py") for name in BUDGETS}
+    assert {
+        name: count for name, count in found.items() if count > BUDGETS[name]
+    } == {}
+
+
+def test_a_copied_lesson_weighs_what_it_may():
+    weights = {}
+    for name in COPIES:
+        lesson = PROJECT / "demos" / f"{name}.py"
+        parts = [PROJECT / f"{part}.py" for part in needed(lesson)]
+        weights[name] = sum(map(lines, [lesson, *parts]))
+    assert {
+        name: weight
+        for name, weight in weights.items()
+        if weight > COPIES[name]
+    } == {}
+
+
+def test_parts_import_only_what_stands_below_them():
+    for name, allowed in MAY_IMPORT.items():
+        assert ours(PROJECT / f"{name}.py") <= allowed, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lessons_import_only_parts(name):
+    assert ours(PROJECT / "demos" / f"{name}.py") <= LESSONS_MAY_IMPORT
+
+
+def test_the_website_imports_neither_broker_nor_language_model():
+    for path in (PROJECT / "website").glob("*.py"):
+        allowed = {"website", "demos", "checks", "sse"}
+        assert ours(path) <= allowed, path.name
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "module"),
+    [
+        ("redis", "broker"),
+        ("redis", "app"),
+        ("website", "demos.completion"),
+        ("gevent", "app"),
+    ],
+)
+def test_imports_without_what_it_does_not_need(missing, module):
+    code = f"import sys; sys.modules[{missing!r}] = None; import {module}"
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_the_serving_files_mention_gevent():
+    code = [*PROJECT.glob("*.py"), *PROJECT.glob("demos/*.py")]
+    code += PROJECT.glob("website/*.py")
+    mentions = {
+        path.name for path in code if "gevent" in path.read_text("utf-8")
+    }
+    assert mentions <= {"gunicorn.conf.py", "streaming_worker.py"}
+
+
+def is_asking(name: str) -> bool:
+    """Tell whether a lesson asks a language model."""
+    return "language_model" in imports(PROJECT / "demos" / f"{name}.py")
+
+
+def guarded_requests(app: Flask) -> list[tuple[str, str, str]]:
+    """Return lesson, method and path of all that changes or costs something."""
+    found = []
+    for rule in app.url_map.iter_rules():
+        name = rule.endpoint.partition(".")[0]
+        path = re.sub("<.+?>", "x", rule.rule)
+        for method in rule.methods & {"GET", "POST", "PUT", "PATCH", "DELETE"}:
+            if name in LESSONS and (method != "GET" or is_asking(name)):
+                found.append((name, method, path))
+    return found
+
+
+FOREIGN_PAGES = (
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "none"},
+    {"Sec-Fetch-Site": "none", "Sec-Purpose": "prefetch;prerender"},
+    {"Origin": "http://elsewhere.example"},
+    {"Origin": "null"},
+)
+
+
+def test_what_changes_or_costs_something_refuses_foreign_pages(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    app = create_app()
+    guarded = guarded_requests(app)
+    for (_, method, path), headers in product(guarded, FOREIGN_PAGES):
+        client = app.test_client()
+        response = client.open(path, method=method, headers=headers, json={})
+        assert response.status_code == 403, (method, path, headers)
+    assert {(name, method) for name, method, _ in guarded} >= {
+        ("chat", "GET"),
+        ("completion", "GET"),
+        ("markdown", "GET"),
+        ("relay", "POST"),
+        ("relay", "GET"),
+        ("resume", "POST"),
+        ("resume", "DELETE"),
+        ("progress", "POST"),
+        ("progress", "DELETE"),
+        ("document", "PUT"),
+        ("notifications", "POST"),
+        ("numbers", "POST"),
+        ("post", "POST"),
+    }
+
+
+PUBLIC = {"hello", "numbers", "clock", "thinking", "batch"}
+
+
+def readable_by_all(app: Flask) -> set[str]:
+    """Return the lessons that send Access-Control-Allow-Origin."""
+    client, found = app.test_client(), set()
+    for rule in app.url_map.iter_rules():
+        path = re.sub("<.+?>", "x", rule.rule)
+        name = rule.endpoint.partition(".")[0]
+        method = "GET" if "GET" in rule.methods else "POST"
+        response = client.open(f"{path}?question=Why&prompt=Hi", method=method)
+        if "Access-Control-Allow-Origin" in response.headers:
+            found.add(name)
+        response.close()
+    return found
+
+
+def test_other_sites_may_read_what_is_public_or_costs_nothing(monkeypatch):
+    assert readable_by_all(create_app()) == PUBLIC | FREE_OFFLINE
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    assert readable_by_all(create_app()) == PUBLIC
+
+
+def test_a_page_of_another_site_may_use_the_offline_model(client):
+    for path in ("/completion?prompt=Hi", "/stream?prompt=Hi", "/v1/models"):
+        headers = {"Sec-Fetch-Site": "cross-site", "Origin": "http://a.example"}
+        response = client.get(path, headers=headers)
+        assert response.status_code == 200
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
+        response.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_lesson_is_wider_than_a_projector(name):
+    text = (PROJECT / "demos" / f"{name}.py").read_text("utf-8")
+    assert [line for line in text.splitlines() if len(line) > 68] == []

@@ -1,0 +1,1 @@
+"""What runs this website. Nothing here is copied."""
