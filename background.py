@@ -23,7 +23,7 @@ from flask import Response, abort, request
 from werkzeug.exceptions import ServiceUnavailable
 
 import broker
-from broker import BEGIN, Conflict, PublishedEvent, Unavailable, newest
+from broker import BEGIN, Conflict, Unavailable, newest
 from sse import Event, EventStream, keep_alive
 
 ENDS = ("finished", "failed")
@@ -50,15 +50,13 @@ def start(
 ) -> str:
     """Publish the events as they come, in a thread, and return the job's id.
 
-    The last event must have the type `finished` or `failed`. After each silence
-    of PULSE_SECONDS, `waiting` repeats the newest data. When the job is stopped
-    `interrupt` is called, and `events` is closed at its next event.
-
-    Raises ServiceUnavailable while MAX_AT_ONCE jobs run here, and Unavailable.
+    The last event must have the type `finished` or `failed`. After a silence of
+    PULSE_SECONDS, `waiting` repeats the newest data. When the job is stopped,
+    `interrupt` is called, and `events` is closed at its next event. Raises
+    ServiceUnavailable while MAX_AT_ONCE jobs run here, and Unavailable.
     """
     if not _slots.acquire(blocking=False):
-        reason = "Too many jobs are running. Try again in a few seconds."
-        raise ServiceUnavailable(reason, retry_after=5)
+        raise ServiceUnavailable("Too many jobs are running.", retry_after=5)
     id = secrets.token_urlsafe(12)
     channel = f"{kind}:{id}"
     try:
@@ -122,7 +120,7 @@ def stop(kind: str, id: str) -> None:
         abort(404, f"There is nothing with the id {id!r} in {kind}.")
 
 
-def _until_end(first: list[PublishedEvent], events: Iterator) -> Iterator:
+def _until_end(first: list, events: Iterator) -> Iterator:
     with closing(events):
         for event in chain(first, events):
             yield event
@@ -156,7 +154,7 @@ def _run(channel: str, items: Iterator[Event | None], last_id: str) -> None:
 
 
 def _publish(channel: str, event: Event, last_id: str) -> str | None:
-    """Return the id of the event. None: others have ended the job."""
+    """Return its id; None if others have ended the job, or Redis lost it."""
     while True:
         try:
             return _publish_after(last_id, channel, event)
@@ -165,9 +163,13 @@ def _publish(channel: str, event: Event, last_id: str) -> str | None:
         except Conflict:
             with suppress(Unavailable):
                 last = newest(channel)
-                mine = last and PublishedEvent(last.id, event).encoded
-                # It is there, if only the answer of Redis was lost.
-                return last.id if last and last.encoded == mine else None
+                if last is None or last.event in ENDS:
+                    return None
+                ids = (last.id.split("-"), last_id.split("-"))
+                newest_id, mine = (tuple(map(int, id)) for id in ids)
+                if newest_id > mine:
+                    return last.id  # only the answer of Redis was lost
+                _end(channel, LOST)
 
 
 def _publish_after(last_id: str, channel: str, event: Event) -> str:
@@ -204,7 +206,5 @@ def _watch() -> None:
                     _watched[channel] = last_id, now
                 elif now - since > LOST_SECONDS:
                     _publish_after(last_id, channel, _failed(LOST))
-            except Unavailable:  # then silence proves nothing
+            except (Conflict, Unavailable):  # then silence proves nothing
                 _watched[channel] = "", now
-            except Conflict:
-                continue

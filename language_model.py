@@ -88,9 +88,9 @@ class Answer:
     def close(self) -> None:
         self._is_closed = True
         if self._response is not None:
-            with suppress(OSError, RuntimeError, ValueError):  # it has ended
-                self._response.raw.shutdown()
-            self._response.close()
+            for end in (self._response.raw.shutdown, self._response.close):
+                with suppress(OSError, RuntimeError, ValueError):
+                    end()  # fails if it has ended, or is being read
 
 
 def _authorize(prepared: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -74,7 +74,7 @@ def run_market():
     last_id, prices = BEGIN, OPENING
     while market_is_needed():
         with suppress(broker.Unavailable):
-            last_id, prices = step(last_id, prices)
+            last_id, prices = step(last_id, moved(prices))
         time.sleep(STEP_SECONDS)
 
 
@@ -87,11 +87,15 @@ def market_is_needed():
 def step(last_id, prices):
     options = {"after": last_id, "max_events": HISTORY_EVENTS}
     try:
-        id = broker.publish("prices", Event(prices), **options)
+        event = Event(prices)
+        return broker.publish("prices", event, **options), prices
     except broker.Conflict:  # another market was faster
         last = broker.newest("prices")
-        id, prices = last.id, json.loads(last.data)
-    return id, moved(prices)
+        return (
+            (last.id, json.loads(last.data))
+            if last
+            else (BEGIN, prices)
+        )
 
 
 def moved(prices, factor=lambda: random.gauss(1, 0.001)):

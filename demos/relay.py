@@ -43,9 +43,8 @@ HEADERS = {
 # With its blank line, because the stream has no ids: some clients
 # drop an event that begins with a comment.
 COMMENT = b": keep-alive\n\n"
-EVENT_ENDS = (b"\n\n", b"\r\r", b"\r\n\r\n")
+BLANKS = (b"\n\n", b"\r\r", b"\r\n\r\n")
 END = re.compile(rb'[\r\n]data: ?\[DONE|"finish_reason"\s*:\s*"\w')
-TAIL_BYTES = 100  # an end may arrive in two chunks
 
 bp = Blueprint("relay", __name__)
 bp.before_request(same_origin_only)  # an answer costs money
@@ -122,17 +121,15 @@ def relayed(first, items):
     try:
         for chunk in chain([first], items):
             if chunk is None:
-                chunk = (
-                    COMMENT if tail.endswith(EVENT_ENDS) else b""
-                )
+                chunk = COMMENT if tail.endswith(BLANKS) else b""
             yield chunk
             tail += chunk
             is_complete = is_complete or END.search(tail)
-            tail = tail[-TAIL_BYTES:]
+            tail = tail[-100:]  # an end may arrive in two chunks
     except ModelError as error:
         problem = str(error)
     finally:
         items.close()
     if not is_complete:
-        yield b"" if tail.endswith(EVENT_ENDS) else b"\n\n"
+        yield b"" if tail.endswith(BLANKS) else b"\n\n"
         yield Event(error_object(problem, 502)).encode()

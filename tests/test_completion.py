@@ -188,7 +188,11 @@ def test_an_unreachable_upstream_is_a_fault(client, monkeypatch, url):
     assert body == RETRY + failed("The language model is unreachable.")
 
 
-@pytest.mark.parametrize("answer", [silent_after_headers, silent_in_mid_answer])
+@pytest.mark.parametrize(
+    "answer",
+    [silent_after_headers, silent_in_mid_answer],
+    ids=["after headers", "in mid-answer"],
+)
 def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
     online, upstream, answer
 ):

@@ -1,15 +1,17 @@
-"""Pages as articles about streamed answers write them, unchanged, against us.
+"""Client pages from articles about streamed answers work with this app.
 
-Their readers paste such pages and point them at this app, so the URLs, the
-events and how they leave must be what these pages take for granted.
+Readers paste such pages and point them at this app. The URLs and the events
+must be what these pages expect, also when they run from another origin.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
-from conftest import Server
+import upstream
+from conftest import PROJECT, Server
 
-from language_model import _answer
+one_server = pytest.mark.parametrize("command", ["flask"], indirect=True)
 
 CHAT_URL = "/v1/chat/completions"
 
@@ -83,7 +85,7 @@ FETCH_PAGE = """
 
 @pytest.fixture(scope="module")
 def model(command) -> Iterator[Server]:
-    """The app with an offline model in a hurry, its words still apart."""
+    """The app with a fast offline model that sends word by word."""
     running = Server(command, FLASK_OFFLINE_WORD_SECONDS="0.005")
     yield running
     running.stop()
@@ -91,14 +93,15 @@ def model(command) -> Iterator[Server]:
 
 @pytest.fixture
 def article(page) -> Callable:
-    """Open a page under the app's own origin, as if the app served it."""
+    """Open a page, of this HTML or as served there, and note its requests."""
 
-    def open_article(server: Server, html: str):
-        url = f"{server.url}/article"
-        page.route(
-            url,
-            lambda route: route.fulfill(body=html, content_type="text/html"),
-        )
+    def open_article(url: str, html: str = ""):
+        if html:
+            html_type = "text/html"
+            page.route(
+                url,
+                lambda route: route.fulfill(body=html, content_type=html_type),
+            )
         page.goto(url)
         page.asked = []
         page.on("request", lambda request: page.asked.append(request.url))
@@ -107,41 +110,74 @@ def article(page) -> Callable:
     return open_article
 
 
+@pytest.fixture
+def foreign(model) -> Callable:
+    """Serve a page that uses the app at another origin; return its URL."""
+    with ExitStack() as stack:
+
+        def serve(html: str) -> str:
+            for path in ("/stream", "/v1"):
+                html = html.replace(f"`{path}", f"`{model.url}{path}")
+                html = html.replace(f'"{path}', f'"{model.url}{path}')
+            page = upstream.page(html.encode(), "200 OK", "text/html")
+            return stack.enter_context(upstream.Upstream(page)).url
+
+        yield serve
+
+
+def answer(name: str) -> str:
+    """Return an answer of the offline model."""
+    return (PROJECT / f"website/answers/{name}.md").read_text("utf-8")
+
+
 def ask(page, prompt: str) -> None:
     page.locator("#prompt").fill(prompt)
     page.get_by_role("button", name="Ask").click()
 
 
-@pytest.mark.parametrize("prompt", ["How do I reconnect?", "怎么重连？ & 100%"])
-@pytest.mark.parametrize(
-    ("html", "path"),
-    [(EVENT_SOURCE_PAGE, "/stream?prompt="), (FETCH_PAGE, CHAT_URL)],
-    ids=["EventSource", "fetch"],
-)
-def test_page_shows_the_whole_answer_and_asks_once(
-    article, model, html, path, prompt
-):
-    page = article(model, html)
-    ask(page, prompt)
+PAGES = {
+    "EventSource": (EVENT_SOURCE_PAGE, "/stream?prompt="),
+    "fetch": (FETCH_PAGE, CHAT_URL),
+}
+
+
+def check_answer(page, url: str) -> None:
+    """Ask, and check that the page shows the answer and asks only once."""
+    ask(page, "怎么重连？ & 100%")
     page.wait_for_function("() => document.title !== ''")
     assert page.title() == "finished"
-    assert page.locator("#answer").text_content() == _answer(prompt)
-    page.evaluate("() => fetch('/')")  # what came before it is known after it
+    assert page.locator("#answer").text_content() == answer("reconnect.zh")
+    page.evaluate("() => fetch('')")  # all requests before it are known
     first, *_, last = page.asked
-    assert first.startswith(f"{model.url}{path}")
+    assert first.startswith(url)
     assert page.asked == [first, last]
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_page_shows_the_whole_answer_and_asks_once(article, model, name):
+    html, path = PAGES[name]
+    page = article(f"{model.url}/article", html)
+    check_answer(page, f"{model.url}{path}")
+
+
+@one_server
+@pytest.mark.parametrize("name", PAGES)
+def test_page_of_another_origin_shows_it_as_well(article, model, foreign, name):
+    html, path = PAGES[name]
+    page = article(foreign(html))
+    check_answer(page, f"{model.url}{path}")
+
+
 def test_stop_button_stops_the_answer(article, site):
-    page = article(site, FETCH_PAGE)
+    page = article(f"{site.url}/article", FETCH_PAGE)
     ask(page, "markdown")
-    page.locator("#answer", has_text="hold").wait_for()
+    page.locator("#answer", has_text="contain").wait_for()
     with page.expect_event("requestfailed") as stopped:
         page.get_by_role("button", name="Stop").click()
     assert stopped.value.url == f"{site.url}{CHAT_URL}"
     page.wait_for_function("() => document.title !== ''")
     assert page.title() == "AbortError"
     shown = page.locator("#answer").text_content()
-    answer = _answer("markdown")
-    assert answer.startswith(shown)
-    assert len(shown) < len(answer)
+    whole = answer("markdown.en")
+    assert whole.startswith(shown)
+    assert len(shown) < len(whole)
