@@ -14,7 +14,7 @@ Try: set “What fails” to mail and press Start. After two seconds its
 place says so, the terminal says why, and the rest arrives. Then
 press Start and Stop, and see in the terminal that the work stops.
 
-    curl -N "http://127.0.0.1:5000/stream/html?fail=trains"
+    curl -N http://127.0.0.1:5000/stream/html
 """
 
 import logging

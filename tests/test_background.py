@@ -90,6 +90,7 @@ def _quick_and_few(app, monkeypatch):
     slots = threading.BoundedSemaphore(PLACES)
     monkeypatch.setattr(background, "_slots", slots)
     monkeypatch.setattr(background, "_ended", deque())
+    monkeypatch.setattr(background, "_watched", {})
     yield
     end_all()
 

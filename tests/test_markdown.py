@@ -242,7 +242,7 @@ def test_page_reports_what_the_attack_tried_and_runs_none_of_it(quick):
     quick.on("dialog", lambda dialog: dialogs.append(dialog.dismiss()))
     quick.get_by_role("button", name="Attack").click()
     finish(quick)
-    blocked = quick.get_by_role("log", name="Taken out")
+    blocked = quick.get_by_role("log", name="Removed")
     for report in (
         "block 2: onerror=\"alert('img')\" in <img>",
         "block 2: <svg> in the text",
