@@ -16,7 +16,7 @@ from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import requests
-import urllib3
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from event_source import parse_events
 
@@ -27,10 +27,10 @@ SILENCE_SECONDS = 60.0  # an answer that pauses for longer has failed
 BROKEN_OFF = "The language model's answer broke off."
 REASONS = {401: ", wrong API key", 429: ", too many requests"}
 
-# It keeps connections to the API open, and no cookies.
+# Keeps connections open, but no cookies. A full pool would log warnings.
 session = requests.Session()
-session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=100))
-session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=100))
+session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=1000))
+session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=1000))
 session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
 
@@ -68,21 +68,20 @@ class Answer:
             )
         except requests.ReadTimeout:
             raise ModelError("The language model is silent.", 504) from None
-        except (OSError, urllib3.exceptions.HTTPError):
+        except (OSError, ValueError, HTTPError):  # they may show the key
             raise ModelError("The language model is unreachable.") from None
-        if self._is_closed:
-            self.close()
         return self._response
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the body as it arrives. Raises ModelError if it breaks off."""
         read = self._response.raw.read1  # iter_content waits for the end
         try:
-            while data := read(65536, decode_content=True):
+            while not self._is_closed and (data := read(65536, True)):
                 yield data
-        except urllib3.exceptions.ReadTimeoutError:
+        except ReadTimeoutError:
             raise ModelError("The language model fell silent.", 504) from None
-        except (urllib3.exceptions.HTTPError, OSError, ValueError):
+        # `close` in another thread makes http.client raise AttributeError.
+        except (HTTPError, OSError, ValueError, AttributeError):
             raise ModelError(BROKEN_OFF) from None
 
     def close(self) -> None:
@@ -109,8 +108,8 @@ def ask(messages: list, /, **options: Any) -> Answer:
 def deltas(answer: Answer) -> Iterator[str]:
     """Request the answer, and yield its text as it arrives.
 
-    Reads whatever the official client reads. Raises ModelError if the answer is
-    refused, fails, or ends before a finish_reason or `[DONE]` has come.
+    Raises ModelError if the answer is refused, fails, or breaks off: only a
+    `[DONE]` or a finish_reason proves that it is complete.
     """
     is_complete = False
     with closing(answer):
@@ -121,20 +120,21 @@ def deltas(answer: Answer) -> Iterator[str]:
             for event in parse_events(answer):
                 if event.data.startswith("[DONE]"):
                     return
-                chunk = json.loads(event.data)
+                is_error = event.event == "error"  # its data may be any text
+                chunk = {} if is_error else json.loads(event.data)
                 choices = chunk.get("choices") or ()
                 reasons = [choice.get("finish_reason") for choice in choices]
-                kinds = (event.event, chunk.get("object"), *reasons)
-                if "error" in kinds or chunk.get("error"):
-                    raise ModelError("The language model failed in mid-answer.")
+                kinds = (chunk.get("object"), *reasons)
+                if is_error or "error" in kinds or chunk.get("error"):
+                    raise ModelError("The language model reported an error.")
                 is_complete = is_complete or any(reasons)
                 for choice in choices:
                     text = (choice.get("delta") or {}).get("content") or ""
                     if isinstance(text, list):  # of parts
-                        text = "".join(part.get("text", "") for part in text)
+                        text = "".join(part.get("text") or "" for part in text)
                     if text:
                         yield "" + text
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise ModelError("The language model sent nonsense.") from None
+            raise ModelError("The language model sent a bad event.") from None
     if not is_complete:
         raise ModelError(BROKEN_OFF)

@@ -1,17 +1,15 @@
 """Progress: a live progress bar for a background job
 
-A POST starts the job and immediately gets 202, with the URL to
-follow it. An event stream there reports its progress, and how it
-ended.
+A POST starts the job and immediately gets 202, with the URL of an
+event stream that reports its progress, and how it ended.
 
 Notice: reload the page in the middle, or open its URL in a second
 window: the bar continues. A client that connects after the end gets
-just the final event; one that has it gets 204, which stops a
-browser.
+just the final event; one that already has it gets 204.
 
-Try: with `flask run --reload`, start a job of 500 steps, set
-STEP_SECONDS to 0.02, and save. The job has died with its process,
-and the page says so. Start again: the steps are ten times as fast.
+Try: with `flask run --reload`, start 500 steps, set STEP_SECONDS to
+0.02, and save. The job dies with its process, and the page says so.
+Start again: the steps are ten times as fast.
 
     curl -N $(curl -s --json '{"steps": 20}' \
     http://127.0.0.1:5000/jobs)
@@ -37,9 +35,7 @@ bp.before_request(same_origin_only)
 def begin():
     steps = json_object(MAX_BODY_BYTES).get("steps")
     if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
-        abort(
-            400, f"steps must be an integer from 1 to {MAX_STEPS}."
-        )
+        abort(400, f"steps must be an integer, 1 to {MAX_STEPS}.")
     path = url_for(".stream", id=start("jobs", work(steps)))
     headers = {"Location": path, "Content-Type": "text/plain"}
     return f"{request.host_url[:-1]}{path}\n", 202, headers

@@ -20,7 +20,7 @@ PAUSE_SECONDS = 0.2
 LOST = {"error": background.LOST}
 STOPPED = {"error": "The job was stopped."}
 DONE = "The task is finished."
-WRONG_STEPS = "steps must be an integer from 1 to 1000."
+WRONG_STEPS = "steps must be an integer, 1 to 1000."
 NO_OBJECT = 'The body must be a JSON object, such as {"a": 1}.'
 
 

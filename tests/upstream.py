@@ -14,12 +14,11 @@ import socket
 import socketserver
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from email.message import Message
 from typing import NamedTuple
-
-from event_source import EventTooLarge
 
 KEY = "sk-test-0123456789abcdef"
 FRAMINGS = ("chunked", "length", "close")
@@ -172,7 +171,7 @@ def stream(
     *pieces: bytes | object,
     framing: str = "chunked",
     end: str = "whole",
-    content_type: str = "text/event-stream",
+    content_type: str | None = "text/event-stream",
     fields: tuple[str, ...] = (),
 ) -> Answer:
     """Return an answer that sends piece after piece, each with one write.
@@ -188,9 +187,9 @@ def stream(
         "length": f"Content-Length: {promised}",
         "close": "Connection: close",
     }
-    first = head(
-        "200 OK", f"Content-Type: {content_type}", framings[framing], *fields
-    )
+    if content_type is not None:
+        fields = (f"Content-Type: {content_type}", *fields)
+    first = head("200 OK", framings[framing], *fields)
 
     def answer(connection: Connection) -> None:
         connection.send(first)
@@ -207,6 +206,18 @@ def stream(
             connection.close()
 
     return answer
+
+
+def compressed(*pieces: bytes | object) -> Iterator[bytes | object]:
+    """Yield the pieces in gzip. Each can be read as soon as it has arrived."""
+    gzip = zlib.compressobj(wbits=31)
+    yield gzip.flush(zlib.Z_SYNC_FLUSH)  # the header, of no text yet
+    for piece in pieces:
+        if piece is PAUSE:
+            yield PAUSE
+        else:
+            yield gzip.compress(piece) + gzip.flush(zlib.Z_SYNC_FLUSH)
+    yield gzip.flush()
 
 
 def event(value: object) -> bytes:
@@ -251,15 +262,15 @@ class Fault(NamedTuple):
     texts: tuple[str, ...] = ()
 
 
-BROKEN_EVENT = "The language model sent a broken event."
-UNREACHABLE = "The language model cannot be reached."
-NO_STREAM = "The language model's answer is no event stream."
-UNFINISHED = "The language model's answer broke off in the middle."
+BROKEN_EVENT = "The language model sent a bad event."
+UNREACHABLE = "The language model is unreachable."
+UNFINISHED = "The language model's answer broke off."
+REPORTED = "The language model reported an error."
 
 PAGE_FAULTS = {
     "401": Fault(
         page(REFUSED_KEY, "401 Unauthorized"),
-        "The language model refused this server's API key (401).",
+        "The language model refused (401, wrong API key).",
     ),
     "429": Fault(
         page(
@@ -268,14 +279,17 @@ PAGE_FAULTS = {
             "application/json",
             "Retry-After: 7",
         ),
-        "The language model was asked too often, or for too much (429).",
+        "The language model refused (429, too many requests).",
     ),
     "500 with HTML": Fault(
         page(ERROR_PAGE, "500 Internal Server Error", "text/html"),
-        "The language model answered with status 500.",
+        "The language model refused (500).",
     ),
-    "200 with HTML": Fault(page(ERROR_PAGE, "200 OK", "text/html"), NO_STREAM),
-    "200 with JSON": Fault(page(b'{"choices": []}'), NO_STREAM),
+    "200 with HTML": Fault(page(ERROR_PAGE, "200 OK", "text/html"), UNFINISHED),
+    "200 with JSON": Fault(page(b'{"choices": []}'), UNFINISHED),
+    "200 with an error as JSON": Fault(
+        page(b'{"object": "error", "message": "Overloaded."}'), UNFINISHED
+    ),
 }
 """Whole answers, but not the answer to the prompt."""
 
@@ -287,7 +301,11 @@ CONNECTION_FAULTS = {
     ),
     "redirects": Fault(
         page(b"", "302 Found", "text/html", "Location: /elsewhere"),
-        "The language model's address redirects elsewhere.",
+        "The language model refused (302).",
+    ),
+    "redirects to no URL": Fault(
+        page(b"", "302 Found", "text/html", "Location: http://[::1"),
+        UNREACHABLE,
     ),
 }
 """No answer at all."""
@@ -314,8 +332,40 @@ CUT_FAULTS = {
     "ends without a finish": Fault(
         stream(ROLE, delta("Hello")), UNFINISHED, ("Hello",)
     ),
+    "ends with an empty finish_reason": Fault(
+        stream(delta("Hello"), chunk({}, "")), UNFINISHED, ("Hello",)
+    ),
 }
 """The beginning of an answer, whole events of it, and no more."""
+
+ERRORS = {
+    "an error object": (event({"error": {"message": "Overloaded."}}), True),
+    "an error as text": (event({"error": "Overloaded."}), True),
+    "an error object beside finish_reason": (
+        chunk({}, "error").replace(b'{"id"', b'{"error":{"code":502},"id"'),
+        True,
+    ),
+    "event: error with an error object": (
+        b"event: error\n" + event({"error": {"message": "Overloaded."}}),
+        True,
+    ),
+    "event: error with a message": (
+        b"event: error\n" + event({"message": "Overloaded."}),
+        False,
+    ),
+    "event: error with text that is no JSON": (
+        b"event: error\ndata: Overloaded.\n\n",
+        True,
+    ),
+    "an object of the type error": (
+        event({"object": "error", "message": "Overloaded.", "code": 503}),
+        False,
+    ),
+    "finish_reason: error": (chunk({}, "error"), False),
+}
+"""Events that report an error with status 200, and whether the official client
+raises for each. `deltas` always raises, because the answer is incomplete.
+"""
 
 BAD_EVENTS = {
     "broken JSON": (b'data: {"choices": [{\n\n', BROKEN_EVENT),
@@ -326,7 +376,6 @@ BAD_EVENTS = {
     "a number": (event(5), BROKEN_EVENT),
     "null": (event(None), BROKEN_EVENT),
     "a list": (event(["choices"]), BROKEN_EVENT),
-    "no choices": (event({"object": "chat.completion.chunk"}), BROKEN_EVENT),
     "choices that are a number": (event({"choices": 5}), BROKEN_EVENT),
     "a choice that is null": (event({"choices": [None]}), BROKEN_EVENT),
     "a delta that is a string": (
@@ -334,17 +383,16 @@ BAD_EVENTS = {
         BROKEN_EVENT,
     ),
     "content that is a number": (chunk({"content": 5}), BROKEN_EVENT),
-    "content that is a list": (chunk({"content": ["Hi"]}), BROKEN_EVENT),
-    "an error object": (
-        event({"error": {"message": "Overloaded."}}),
-        "The language model failed in mid-answer.",
+    "content that is a list of strings": (
+        chunk({"content": ["Hi"]}),
+        BROKEN_EVENT,
     ),
     "a line of 10 MiB": (
         b"data: " + b"x" * 10 * 1024 * 1024,
-        f"The language model went wrong: {EventTooLarge(4 * 1024 * 1024)}",
+        BROKEN_EVENT,
     ),
-}
-"""Events that no model should send, and what a reader gets of each."""
+} | {name: (error, REPORTED) for name, (error, _) in ERRORS.items()}
+"""Events that no model should send, and the message to which each leads."""
 
 EVENT_FAULTS = {
     name: Fault(stream(delta("Hello"), bad), sentence, ("Hello",))
@@ -383,9 +431,12 @@ FAULT_OF_EACH_KIND = (
 )
 """For lessons that leave all faults to what `completion` is tested with."""
 
+LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
+
 HARMLESS = {
     "comments": (b": thinking\n\n", *HELLO),
     "blocks without data": (b"event: ping\n\nid: 7\n\n\n\n", *HELLO),
+    "event: ping with data": (b"event: ping\n" + event({}), *HELLO),
     "a byte order mark": (b"\xef\xbb\xbf", *HELLO),
     "CRLF": tuple(piece.replace(b"\n", b"\r\n") for piece in HELLO),
     "CR": tuple(piece.replace(b"\n", b"\r") for piece in HELLO),
@@ -393,14 +444,57 @@ HARMLESS = {
         piece.replace(b"data: ", b"data:") for piece in HELLO
     ),
     "chunks without choices": (
+        event({"object": "chat.completion.chunk"}),
         event({"choices": [], "prompt_filter_results": []}),
         *HELLO[:-1],
-        event({"choices": [], "usage": {"total_tokens": 3}}),
+        event({"usage": {"total_tokens": 3}}),
         DONE,
+    ),
+    "choices that are null": (
+        event({"choices": None, "annotations": []}),
+        *HELLO[:-1],
+        event({"choices": None, "usage": {"total_tokens": 3}}),
+        DONE,
+    ),
+    "choices without a delta": (
+        event({"choices": [{"index": 0, "finish_reason": None}]}),
+        *HELLO[:2],
+        event({"choices": [{"index": 0, "finish_reason": "stop"}]}),
+        DONE,
+    ),
+    "deltas that are null": (
+        event({"choices": [{"index": 0, "delta": None}]}),
+        *HELLO[:2],
+        event({"choices": [{"delta": None, "finish_reason": "stop"}]}),
+        DONE,
+    ),
+    "content as a list of parts": (
+        chunk({"content": [{"type": "thinking", "thinking": [{}]}]}),
+        chunk(
+            {
+                "content": [
+                    {"type": "text", "text": "Hel"},
+                    {"type": "text", "text": None},
+                    {"type": "text", "text": "lo"},
+                ]
+            }
+        ),
+        FINISH,
+        DONE,
+    ),
+    "content that is null beside reasoning_content": (
+        chunk({"content": None, "reasoning_content": "A greeting."}),
+        *HELLO,
     ),
     "no finish_reason before the end": (
         event({"choices": [{"index": 0, "delta": {"content": "Hello"}}]}),
         FINISH,
+        DONE,
+    ),
+    "an empty finish_reason in every chunk": (
+        chunk({"role": "assistant", "content": ""}, ""),
+        chunk({"content": "Hello"}, ""),
+        chunk({}, ""),
         DONE,
     ),
     "an error that is null": (
@@ -408,8 +502,41 @@ HARMLESS = {
         FINISH,
         DONE,
     ),
+    "24 KB after finish_reason": (*HELLO[:-1], LONG, DONE),
+    "24 KB after finish_reason, without [DONE]": (*HELLO[:-1], LONG),
     "a finish without [DONE]": HELLO[:-1],
     "a [DONE] without a finish": (delta("Hello"), DONE),
+    "a [DONE] with a trailing space": (delta("Hello"), b"data: [DONE] \n\n"),
     "an event after [DONE]": (*HELLO, b": bye\n\ndata: {\n\n"),
 }
 """Pieces of an answer that is unusual, and whole all the same: Hello."""
+
+HARMLESS_ANSWERS = {
+    **{name: stream(*pieces) for name, pieces in HARMLESS.items()},
+    **{
+        f"Content-Type: {content_type}": stream(
+            *HELLO, content_type=content_type
+        )
+        for content_type in (
+            "application/json",
+            "application/octet-stream",
+            "text/event-stream; charset=utf-8",
+            None,
+        )
+    },
+    **{
+        f"cut right after [DONE], {framing}": stream(
+            delta("Hello"), DONE, framing=framing, end="cut"
+        )
+        for framing in FRAMINGS
+    },
+    "gzip though identity was asked": stream(
+        *compressed(*HELLO), fields=("Content-Encoding: gzip",)
+    ),
+}
+"""The same as answers, and more that differ in how they are sent."""
+
+OFFICIAL_CLIENT_FAILS = {"blocks without data"}
+"""The standard drops a block without data. The official client parses its empty
+data as JSON, and raises.
+"""
