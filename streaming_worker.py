@@ -1,109 +1,110 @@
-"""gunicorn's gevent worker, able to stop while streams are open.
+"""gunicorn's gevent worker, which can stop while event streams are open.
 
-Theory of operation:
+How gunicorn stops: on TERM, its master sends TERM to the workers. On HUP it
+starts new workers first. On INT and QUIT it sends QUIT. After TERM, a worker
+sets `alive` to false, closes its listeners and waits for its connections. An
+event stream never ends, so the master kills the worker after `graceful_timeout`
+(30 s), and no `finally` has run. HUP runs them, but as late; QUIT runs none.
+This worker follows five rules instead:
 
-1. On TERM, gunicorn's master sends TERM to its workers; on HUP it first starts
-   new ones. A worker then sets `alive` to false, closes its listeners, and
-   waits up to `graceful_timeout` (30 s) for requests to finish. An event stream
-   never does. So every deploy takes half a minute, and no `finally` runs.
-2. On INT and QUIT, the master sends QUIT, and the worker exits without waiting.
-3. Therefore, once `alive` is false or QUIT has come, this worker ends the
-   greenlets of its event streams and WebSockets: GreenletExit is raised where a
-   stream waits, so its `finally` runs. Then it shuts the socket down: the
-   client takes that for a dropped connection, and reconnects.
-4. Idle connections (keep-alive, or a request that has not arrived) are closed.
-   All other requests may finish.
-5. Chunks are written here (RFC 9112, section 7.1): through gunicorn and gevent,
-   each event would cost a third more. The price: an access log has no size for
-   event streams.
+1. A stream is a response of the type text/event-stream, or a request to upgrade
+   to a WebSocket. All other requests may finish.
+2. Once `alive` is false, streams end: GreenletExit is raised where each waits,
+   so its `finally` runs, and its socket is shut down, so the client reconnects.
+   A second GreenletExit would interrupt a `finally`, so there is only one.
+3. A connection that has been idle for LOOK_SECONDS stops reading, so it ends.
+4. QUIT waits up to QUIT_SECONDS for every `finally`. Ctrl-C brings it twice, to
+   the worker and through the master, so the second one is ignored.
+5. Each part of a stream is sent as one chunk (RFC 9112, section 7.1), in half
+   the CPU time of gunicorn and gevent. An access log shows no size for streams.
 """
 
-import socket
 from contextlib import suppress
+from math import inf
+from socket import SHUT_RD, SHUT_RDWR
+from time import monotonic
 
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
 LOOK_SECONDS = 0.1
+QUIT_SECONDS = 5.0
+NOW, NEVER = 0, inf
 
 
 class StreamingWorker(GeventWorker):
     def __init__(self, *args):
         super().__init__(*args)
-        self.clients = {}  # greenlet: the socket that it serves
-        self.requests = {}  # greenlet: whether its request is a stream
-
-    def handle(self, listener, client, addr):
-        """Note the connection of this greenlet (3, 4)."""
-        self.clients[gevent.getcurrent()] = client
-        try:
-            super().handle(listener, client, addr)
-        finally:
-            self.clients.pop(gevent.getcurrent(), None)
-
-    def handle_request(self, listener_name, req, sock, addr):
-        """Note that this greenlet has no request any more (4)."""
-        try:
-            super().handle_request(listener_name, req, sock, addr)
-        finally:
-            self.requests.pop(gevent.getcurrent(), None)
-        if gevent.getcurrent() not in self.clients:
-            raise StopIteration  # it was ended, so no request can follow
+        self.ends = {}  # greenlet: (its socket, when a stop may end it)
+        self.quitting = None
 
     def load_wsgi(self):
-        """Note which requests are streams (3), and send their chunks (5)."""
+        """Find streams (1), and chunk those that gunicorn would chunk (5)."""
         super().load_wsgi()
         app = self.wsgi
 
         def wsgi(environ, start_response):
-            is_chunked = False
-
-            def start(status, headers, exc_info=None):
-                nonlocal is_chunked
-                fields = dict(headers)
-                media_type = fields.get("Content-Type", "")
-                if media_type.startswith("text/event-stream"):
-                    self.requests[gevent.getcurrent()] = True
-                    is_http_1_1 = environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-                    is_chunked = is_http_1_1 and "Content-Length" not in fields
-                return start_response(status, headers, exc_info)
-
-            is_socket = environ.get("HTTP_UPGRADE", "").lower() == "websocket"
-            self.requests[gevent.getcurrent()] = is_socket
-            body = app(environ, start)
-            if is_chunked:
-                body = send_chunks(body, environ["gunicorn.socket"])
+            greenlet, client = gevent.getcurrent(), environ["gunicorn.socket"]
+            if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
+                self.ends[greenlet] = client, NOW
+            body = app(environ, start_response)
+            response = start_response.__self__  # gunicorn's, with its headers
+            media_type = dict(response.headers).get("Content-Type", "")
+            if media_type.startswith("text/event-stream"):
+                self.ends[greenlet] = client, NOW
+                if response.chunked:
+                    body = send_chunks(body, client)
             return body
 
         self.wsgi = wsgi
 
+    def handle(self, listener, client, addr):
+        """Note a connection that has no request yet (3)."""
+        self.ends[gevent.getcurrent()] = client, monotonic() + LOOK_SECONDS
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self.ends.pop(gevent.getcurrent(), None)
+
+    def handle_request(self, listener_name, req, client, addr):
+        """Note that a request may finish (1), and that it has (3)."""
+        self.ends[gevent.getcurrent()] = client, NEVER
+        super().handle_request(listener_name, req, client, addr)
+        if gevent.getcurrent() not in self.ends:
+            raise StopIteration  # it was ended (2), so no request follows
+        self.ends[gevent.getcurrent()] = client, monotonic() + LOOK_SECONDS
+
     def run(self):
-        """Look whether `alive` has turned false (3): TERM, and HUP."""
-        gevent.spawn(self.end_streams_at_last)
+        """Watch `alive` (2, 3)."""
+        gevent.spawn(self.watch)
         super().run()
 
-    def handle_quit(self, sig, frame):
-        """End the streams before gunicorn exits (2, 3): QUIT (and INT)."""
-        gevent.spawn(self.end_streams)
-        super().handle_quit(sig, frame)
-
-    def end_streams_at_last(self):
-        while self.alive:
+    def watch(self):
+        while True:
             gevent.sleep(LOOK_SECONDS)
-        while True:  # streams that were about to start come later
-            self.end_streams()
-            gevent.sleep(LOOK_SECONDS)
+            if not self.alive:
+                self.end_connections()  # more of them as time passes
 
-    def end_streams(self):
-        for greenlet, client in list(self.clients.items()):
-            is_stream = self.requests.get(greenlet)
-            if is_stream is None or is_stream:
-                del self.clients[greenlet]
-                if is_stream:
+    def end_connections(self):
+        ended = []
+        for greenlet, (client, when) in list(self.ends.items()):
+            if when <= monotonic():
+                del self.ends[greenlet]
+                if when == NOW:
                     greenlet.kill(block=False)
-                # gevent's own shutdown would be an error for its reader.
-                with suppress(OSError):
-                    client._sock.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # gevent's own would fail the reader
+                    client._sock.shutdown(SHUT_RDWR if when == NOW else SHUT_RD)
+                ended.append(greenlet)
+        return ended
+
+    def handle_quit(self, sig, frame):
+        """End the streams before gunicorn exits (4)."""
+        self.quitting = self.quitting or gevent.spawn(self.quit, sig, frame)
+
+    def quit(self, sig, frame):
+        self.alive = False
+        gevent.joinall(self.end_connections(), timeout=QUIT_SECONDS)
+        super().handle_quit(sig, frame)
 
 
 def send_chunks(body, client):

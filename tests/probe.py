@@ -27,7 +27,7 @@ def slow_clean_up():
             yield Event("a")
             time.sleep(60)
         finally:
-            time.sleep(0.35)
+            time.sleep(0.25)  # longer than gunicorn waits after QUIT
             print("cleaned up")
 
     return EventStream(stream())

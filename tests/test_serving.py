@@ -1,24 +1,35 @@
-"""Starting, stopping, reloading and leaving, as it happens in operation."""
+"""Chunks, disconnects, stops, reloads and restarts, over real sockets."""
 
 import http.client
 import json
 import os
-import re
+import shutil
 import signal
 import socket
 import struct
 import threading
-import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 import pytest
-from conftest import PROJECT, Client, wait_until
+from conftest import PROJECT, Client, Server, wait_until
 from playwright.sync_api import expect
-from upstream import Upstream, page
+from upstream import Upstream, delta, page, stream
 
 from event_source import parse_events
 
 MANY = 200
+STOP_SECONDS = 15
+"""Half the time that gunicorn gives to connections which do not end."""
+
+PROBE = {"PYTHONPATH": str(PROJECT / "tests")}  # to import `probe`
+FEW = {"FLASK_MAX_STREAMS": str(MANY // 2)}
+HANDSHAKE = {
+    "Connection": "Upgrade",
+    "Upgrade": "WebSocket",
+    "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec_WebSocket_Version": "13",
+}
 PATHS = [
     "/stream/hello",
     "/real-time-updates?interval=0.05",
@@ -30,9 +41,24 @@ PATHS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def flask_probe() -> Iterator[Server]:
+    running = Server("flask --app probe run", **PROBE, **FEW)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def gunicorn_probe() -> Iterator[Server]:
+    running = Server("gunicorn probe:app", **PROBE, **FEW)
+    yield running
+    running.stop()
+
+
 def worker_of(server):
-    pids = server.logged(r"Booting worker with pid: \d+")
-    return int(re.search(r"pid: (\d+)", pids[-1]).group(1))
+    booting = r"Booting worker with pid: \d+"
+    wait_until(lambda: server.logged(booting))
+    return int(server.logged(booting)[-1].rpartition(" ")[2])
 
 
 def is_alive(pid):
@@ -43,33 +69,54 @@ def is_alive(pid):
     return True
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGQUIT"])
-def test_a_stop_ends_200_streams_with_their_clean_up(start, number):
-    server = start("gunicorn")
-    clients = [server.get("/sse?interval=10") for _ in range(MANY)]
-    for client in clients:
-        assert client.status == 200
-    begin = time.monotonic()
-    server.stop(getattr(signal, number))
-    assert time.monotonic() - begin < 5
-    assert len(server.logged("^clock: closed after 0 ticks$")) == MANY
-    for client in clients:
-        client.close()
+def press_ctrl_c(server):
+    """Send SIGINT to the master and to the worker, as a terminal does."""
+    os.kill(worker_of(server), signal.SIGINT)
+    server.process.send_signal(signal.SIGINT)
 
 
-def test_idle_connections_do_not_delay_a_stop(start):
-    server = start("gunicorn")
+def open_idle_connections(server, opened):
+    """Open a connection of each kind that has no request under way."""
     address = ("127.0.0.1", server.port)
-    with (
-        server.get("/demos/hello") as visitor,
-        socket.create_connection(address),
-        socket.create_connection(address) as slow,
-    ):
-        assert visitor.read()
-        slow.sendall(b"GET /demos")
-        begin = time.monotonic()
-        server.stop()
-        assert time.monotonic() - begin < 5
+    visitor = opened.enter_context(server.get("/demos/hello"))
+    assert visitor.read()
+    opened.enter_context(socket.create_connection(address))
+    half = opened.enter_context(socket.create_connection(address))
+    half.sendall(b"GET /demos")
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        lambda server: server.process.send_signal(signal.SIGTERM),
+        lambda server: server.process.send_signal(signal.SIGINT),
+        lambda server: server.process.send_signal(signal.SIGQUIT),
+        lambda server: server.process.send_signal(signal.SIGHUP),
+        press_ctrl_c,
+    ],
+    ids=["TERM", "INT", "QUIT", "HUP", "Ctrl-C"],
+)
+def test_a_stop_ends_all_connections_and_runs_every_clean_up(start, stop):
+    server = start("gunicorn --keep-alive 60 probe:app", **PROBE)
+    old = worker_of(server)
+    with ExitStack() as opened:
+        paths = ["/sse?interval=10"] * MANY + ["/slow-clean-up"]
+        clients = [opened.enter_context(server.get(path)) for path in paths]
+        for client in clients:
+            assert next(client.chunks())
+        for _ in range(20):
+            path = "/socket?interval=10"
+            ws = opened.enter_context(server.get(path, **HANDSHAKE))
+            assert ws.status == 101
+        open_idle_connections(server, opened)
+        stop(server)
+        wait_until(lambda: not is_alive(old), STOP_SECONDS)
+        closed = "^clock: closed after 0 ticks$"
+        wait_until(lambda: len(server.logged(closed)) == MANY)
+        wait_until(lambda: server.logged("^cleaned up$"))
+        for client in clients:
+            with pytest.raises(http.client.IncompleteRead):
+                client.read()
     assert server.logged("Traceback|ERROR") == []
 
 
@@ -82,37 +129,44 @@ def ask(server, **body):
     )
 
 
-def test_a_reload_lets_an_answer_finish_that_is_no_stream(start):
+def test_a_reload_lets_a_response_finish_but_not_a_stream_that_begins(start):
     def answer(connection):
         connection.pause()
-        page(b"{}")(connection)
+        if connection.request.json.get("stream"):
+            stream(delta("Hello"), end="silent")(connection)
+        else:
+            page(b"{}")(connection)
 
     with Upstream(answer) as upstream:
         server = start("gunicorn", OPENAI_BASE_URL=upstream.url)
-        with ask(server) as client:
-            wait_until(lambda: upstream.requests)
+        old = worker_of(server)
+        with ask(server) as whole, ask(server, stream=True) as streamed:
+            wait_until(lambda: len(upstream.requests) == 2)
             server.process.send_signal(signal.SIGHUP)
-            wait_until(lambda: len(server.logged("Booting worker")) == 2)
-            upstream.go_on()
-            assert client.read() == b"{}"
+            wait_until(lambda: worker_of(server) != old)
+            for connection in upstream.connections:
+                connection.go_on()
+            assert whole.read() == b"{}"
+            with pytest.raises(http.client.IncompleteRead):
+                streamed.read()
+            wait_until(lambda: not is_alive(old), STOP_SECONDS)
 
 
 STREAM = "/stream/reconnect?retry=7&drop_after=2&drop=end"
 
 
-def raw_answer(port, request):
-    """Return the head and the body of an answer, as they are sent."""
-    with socket.create_connection(("127.0.0.1", port)) as client:
+def raw_response(server, request):
+    """Return the head and the body of a response, as they are sent."""
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(request.encode())
-        answer = b"".join(iter(lambda: client.recv(65536), b""))
-    head, _, body = answer.partition(b"\r\n\r\n")
+        response = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = response.partition(b"\r\n\r\n")
     return head.decode(), body
 
 
-def test_gunicorn_sends_each_event_as_one_chunk(start):
-    server = start("gunicorn")
+def test_gunicorn_sends_each_event_as_one_chunk(gunicorn_probe):
     request = f"GET {STREAM} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-    head, body = raw_answer(server.port, request)
+    head, body = raw_response(gunicorn_probe, request)
     assert "Transfer-Encoding: chunked" in head
     sizes, chunks = [], []
     while body:
@@ -126,32 +180,55 @@ def test_gunicorn_sends_each_event_as_one_chunk(start):
     assert [chunk.count(b"data: ") for chunk in chunks] == [0, 1, 1, 1, 0]
 
 
-def test_gunicorn_sends_no_chunks_to_a_client_that_knows_none(start):
-    server = start("gunicorn")
-    head, body = raw_answer(server.port, f"GET {STREAM} HTTP/1.0\r\n\r\n")
+def test_gunicorn_sends_no_chunks_to_an_http_1_0_client(gunicorn_probe):
+    head, body = raw_response(gunicorn_probe, f"GET {STREAM} HTTP/1.0\r\n\r\n")
     assert "Transfer-Encoding" not in head
     assert body.startswith(b"retry: 7\nevent: asked\n")
     assert body.endswith(b"\n\nid: 2\ndata: event 2\n\n")
 
 
-def test_an_event_larger_than_all_buffers_arrives_whole(start):
-    server = start("gunicorn probe:app", PYTHONPATH=str(PROJECT / "tests"))
-    with server.get("/large") as client:
+def test_gunicorn_sends_no_body_for_head(gunicorn_probe):
+    request = f"HEAD {STREAM} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    head, body = raw_response(gunicorn_probe, request)
+    assert "Content-Type: text/event-stream" in head
+    assert body == b""
+
+
+def test_an_event_larger_than_all_buffers_arrives_whole(gunicorn_probe):
+    with gunicorn_probe.get("/large") as client:
         assert client.read() == b":\ndata: " + 20_000_000 * b"a" + b"\n\n"
 
 
-def test_an_endless_request_line_is_refused(server):
-    with server.get("/sse?interval=" + "1" * 70_000) as client:
-        assert client.status == 414
+def test_a_request_line_over_the_limit_is_refused(gunicorn_probe, site):
+    for server in (gunicorn_probe, site):
+        with server.get("/sse?interval=" + "1" * 70_000) as client:
+            assert client.status == 414
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
-def test_a_clean_up_that_takes_its_time_is_not_cut_short(start, number):
-    server = start("gunicorn probe:app", PYTHONPATH=str(PROJECT / "tests"))
-    with server.get("/slow-clean-up") as client:
-        next(parse_events(client.chunks()))
-        server.process.send_signal(getattr(signal, number))
-        wait_until(lambda: server.logged("^cleaned up$"))
+def test_gunicorn_needs_no_options(gunicorn_probe):
+    assert gunicorn_probe.logged("Using worker: StreamingWorker")
+    assert not gunicorn_probe.logged("[Cc]ontrol socket")
+
+
+COPY = r"""
+from flask import Flask, Response
+
+app = Flask(__name__)
+
+
+@app.get("/")
+def index():
+    return Response(iter(["data: a\n\n"]), content_type="text/event-stream")
+"""
+
+
+def test_the_serving_files_work_without_this_website(start, tmp_path):
+    for name in ("gunicorn.conf.py", "streaming_worker.py"):
+        shutil.copy(PROJECT / name, tmp_path)
+    (tmp_path / "app.py").write_text(COPY, "utf-8")
+    server = start("gunicorn", folder=tmp_path)
+    with server.get("/") as client:
+        assert client.read() == b"data: a\n\n"
 
 
 class Browser(threading.Thread):
@@ -186,22 +263,21 @@ def test_a_reload_loses_and_repeats_no_id_of_200_readers(start):
     server = start("gunicorn")
     path = "/real-time-updates?interval=0.5"
     browsers = [Browser(server.port, path) for _ in range(MANY)]
-    wait_until(lambda: all(len(b.ids) >= 2 for b in browsers), 30)
-    old = worker_of(server)
-    begin = time.monotonic()
-    server.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: not is_alive(old))
-    assert time.monotonic() - begin < 5
-    wait_until(lambda: all(b.connections >= 2 for b in browsers), 30)
-    seen = [len(b.ids) for b in browsers]
-    wait_until(
-        lambda: all(
-            len(b.ids) > n for b, n in zip(browsers, seen, strict=True)
-        ),
-        30,
-    )
-    for browser in browsers:
-        browser.done.set()
+    try:
+        wait_until(lambda: all(len(b.ids) >= 2 for b in browsers))
+        old = worker_of(server)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not is_alive(old), STOP_SECONDS)
+        wait_until(lambda: all(b.connections >= 2 for b in browsers))
+        seen = [len(b.ids) for b in browsers]
+        wait_until(
+            lambda: all(
+                len(b.ids) > n for b, n in zip(browsers, seen, strict=True)
+            )
+        )
+    finally:
+        for browser in browsers:
+            browser.done.set()
     for browser in browsers:
         browser.join()
         count = len(browser.ids)
@@ -214,44 +290,43 @@ def reset(client):
     client.close()
 
 
-def leave_at_once(server, path):
+def close_immediately(server, path):
     server.get(path).close()
 
 
-def leave_with_a_reset(server, path):
+def reset_immediately(server, path):
     reset(server.get(path))
 
 
-def leave_after_the_first_bytes(server, path):
+def close_after_the_first_bytes(server, path):
     with server.get(path) as client:
         next(client.chunks())
 
 
-def leave_with_a_reset_in_the_middle(server, path):
+def reset_after_the_first_event(server, path):
     client = server.get(path)
-    events = parse_events(client.chunks())
-    next(events)
+    next(parse_events(client.chunks()))
     reset(client)
 
 
-def leave_after_closing_one_half(server, path):
+def close_after_closing_one_half(server, path):
     with server.get(path) as client:
         client.sock.shutdown(socket.SHUT_WR)
         next(client.chunks())
 
 
-def ask_for_the_head_only(server, path):
+def request_only_the_head(server, path):
     with closing(Client(server.port, "HEAD", path)) as client:
         assert client.status == 200
 
 
-WAYS = [
-    leave_at_once,
-    leave_with_a_reset,
-    leave_after_the_first_bytes,
-    leave_with_a_reset_in_the_middle,
-    leave_after_closing_one_half,
-    ask_for_the_head_only,
+DISCONNECTS = [
+    close_immediately,
+    reset_immediately,
+    close_after_the_first_bytes,
+    reset_after_the_first_event,
+    close_after_closing_one_half,
+    request_only_the_head,
 ]
 
 
@@ -260,25 +335,25 @@ def alive(server):
         return json.loads(client.read())
 
 
-@pytest.mark.parametrize(
-    "command", ["flask --app probe run", "gunicorn probe:app"]
-)
-def test_nothing_is_left_of_200_streams_left_in_every_way(start, command):
-    server = start(command, PYTHONPATH=str(PROJECT / "tests"))
+@pytest.mark.parametrize("fixture", ["flask_probe", "gunicorn_probe"])
+def test_nothing_is_left_after_200_disconnects_of_every_kind(request, fixture):
+    server = request.getfixturevalue(fixture)
     alive(server)
     before = alive(server)
     for number in range(MANY):
-        way = WAYS[number % len(WAYS)]
-        way(server, PATHS[number // len(WAYS) % len(PATHS)])
+        disconnect = DISCONNECTS[number % len(DISCONNECTS)]
+        disconnect(server, PATHS[number // len(DISCONNECTS) % len(PATHS)])
 
     def nothing_is_left():
         now = alive(server)
         return all(now[kind] <= before[kind] for kind in before)
 
-    wait_until(nothing_is_left, 20)
+    wait_until(nothing_is_left)
+    with server.get("/stream/hello") as client:
+        assert client.status == 200  # or they would still count as open
 
 
-def test_a_browser_comes_back_to_a_restarted_server(start, page):
+def test_a_browser_reconnects_after_a_restart(start, page):
     server = start("gunicorn")
     page.goto(f"{server.url}/demos/numbers")
     page.get_by_label("Interval in seconds").fill("0.1")
@@ -292,9 +367,3 @@ def test_a_browser_comes_back_to_a_restarted_server(start, page):
     page.get_by_text(f"id {received + 5}:").wait_for()
     assert page.locator("#missing").text_content() == "0"
     page.problems.clear()
-
-
-def test_gunicorn_asks_for_no_options_and_makes_no_files(start):
-    server = start("gunicorn app:app")
-    assert server.logged("Using worker: StreamingWorker")
-    assert not server.logged("[Cc]ontrol socket")
