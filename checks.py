@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from flask import Response, abort, request
+from werkzeug.exceptions import RequestEntityTooLarge
 
 # Names of blueprints that are open to other sites, because they cost nothing.
 OPEN_BLUEPRINTS: frozenset[str] = frozenset()
@@ -16,7 +17,7 @@ FOREIGN = (
     "Only pages of this site may do this. If this is one of them, a proxy in "
     "front of the server has changed the Host header."
 )
-NUMBER = re.compile("[-+]?[0-9]*[.]?[0-9]+(e[-+]?[0-9]+)?", re.ASCII)
+NUMBER = re.compile("[-+]?([0-9]+|[0-9]*[.][0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def query_number(
@@ -76,6 +77,10 @@ def json_object(max_bytes: int) -> dict[str, Any]:
         abort(415, "The body must have the Content-Type application/json.")
     try:
         body = request.stream.read(max_bytes + 1)
+        if len(body) < min(request.content_length or 0, max_bytes + 1):
+            raise EOFError
+    except RequestEntityTooLarge:  # the app sets a smaller limit
+        raise
     except Exception:  # every server raises errors of its own
         abort(400, "The body is incomplete.")
     if len(body) > max_bytes:

@@ -1,7 +1,8 @@
 """Read server-sent events in Python.
 
     response = requests.get(url, stream=True)
-    for event in parse_events(response.iter_content(None)):
+    read = response.raw.read1  # `iter_content` may wait for the end
+    for event in parse_events(iter(lambda: read(65536, True), b"")):
         print(event.event, event.data)
 
 `parse_events` is the parser of the standard, and nothing else: it knows neither
@@ -13,7 +14,7 @@ anywhere. Four rules of the standard are easy to get wrong:
 - A blank line dispatches the event, unless it has no `data` line: then its
   type is forgotten, but its id stays.
 - The last event ID stays from event to event. An id with NUL is ignored.
-- The event that the stream ends in is dropped.
+- An event that the stream cuts off before its blank line is dropped.
 
 Copy this file anywhere; it needs nothing else.
 Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -28,7 +29,7 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
 LINE_END = re.compile(b"\r\n|\r|\n")
 # More digits are no time, and Python refuses to convert very many.
-RETRY = re.compile(rb"0*([0-9]{1,18})")
+RETRY = re.compile(rb"0{0,99}([0-9]{1,18})")
 
 
 class EventTooLarge(ValueError):

@@ -112,7 +112,7 @@ class EventStream(Response):
         self.headers["X-Accel-Buffering"] = "no"  # nginx would buffer it
 
     def iter_encoded(self) -> Iterator[bytes]:
-        """Yield the bytes to send. Werkzeug calls this."""
+        """Yield the bytes to send. Werkzeug calls this, sometimes twice."""
         beginning, self._beginning = self._beginning, b""
         yield beginning
         for event in self.response:
@@ -131,10 +131,10 @@ def keep_alive(
 
     Use it for a generator that can block, such as one that reads from another
     server. It runs in a thread of its own; what it raises is raised here. When
-    the stream is closed, `interrupt` is called, which should wake a generator
-    that is blocked, and then the generator is closed.
+    the stream ends or is closed, `interrupt` is called. It should wake a
+    generator that is blocked, because only then can that be closed.
     """
-    # Room for the event in hand and for the end when nobody reads any more.
+    # Room for one event and for the end: the thread can always finish.
     handover: queue.Queue = queue.Queue(maxsize=2)
     closed = threading.Event()
 

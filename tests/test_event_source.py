@@ -1,4 +1,4 @@
-"""Reading event streams: any bytes, in chunks of any size."""
+"""Read event streams: any bytes, in chunks of any size."""
 
 import json
 import re
@@ -36,6 +36,7 @@ def test_what_is_encoded_is_parsed_as_a_browser_does():
 
 
 EXPECTED = {name: events for name, (_, events) in STREAMS.items()}
+SHORT = {name: case for name, case in STREAMS.items() if len(case[0]) < 10_000}
 
 
 def test_parses_whole_streams_as_a_browser_does():
@@ -46,21 +47,18 @@ def test_parses_whole_streams_as_a_browser_does():
 
 
 def test_parses_streams_byte_by_byte():
-    found = {
-        name: dispatched(chunks(stream, 1))
-        for name, (stream, _) in STREAMS.items()
-    }
-    assert found == EXPECTED
+    for name, (stream, events) in SHORT.items():
+        assert dispatched(chunks(stream, 1)) == events, name
 
 
 def test_parses_streams_cut_in_two_anywhere():
-    for name, (stream, events) in STREAMS.items():
+    for name, (stream, events) in SHORT.items():
         for place in range(min(len(stream), 80)):
             found = dispatched(pieces(stream, [place]))
             assert found == events, (name, place)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(st.sampled_from(list(STREAMS)), st.data())
 def test_parses_a_stream_cut_into_any_pieces(name, data):
     stream, events = STREAMS[name]
@@ -90,44 +88,48 @@ def test_event_is_there_as_soon_as_its_blank_line_is(size):
     assert next(parse_events(stream())).data == "a"
 
 
-@pytest.mark.parametrize(
-    ("fields", "retry"),
-    [
-        (b"retry: 500", 500),
-        (b"retry:500", 500),
-        (b"retry: 0", 0),
-        (b"retry: 007", 7),
-        (b"retry: 00000000000000000000500", 500),
-        (b"retry: 999999999999999999", 999999999999999999),
-        (b"retry: 1\nretry: 2", 2),
-        (b"retry: 1\nretry: soon", 1),
-        (b"retry: -1", None),
-        (b"retry: +1", None),
-        (b"retry: 1.5", None),
-        (b"retry: 1e3", None),
-        (b"retry: 1_000", None),
-        (b"retry: 0x10", None),
-        (b"retry: 1 ", None),
-        (b"retry:  1", None),
-        (b"retry:", None),
-        (b"retry", None),
-        (b"retry: 1\0", None),
-        (b"Retry: 1", None),
-        ("retry: \u0661".encode(), None),
-        (b"retry: \xb9", None),
-        (b"retry: 1" + b"0" * 5000, None),
-    ],
-)
-def test_retry_is_read_if_it_is_digits_only(fields, retry):
-    stream = fields + b"\ndata: a\n\ndata: b\n\n"
-    assert [event.retry for event in parse_events([stream])] == [retry, None]
+RETRIES = {
+    b"retry: 500": 500,
+    b"retry:500": 500,
+    b"retry: 0": 0,
+    b"retry: 007": 7,
+    b"retry: 00000000000000000000500": 500,
+    b"retry: 999999999999999999": 999999999999999999,
+    b"retry: 1\nretry: 2": 2,
+    b"retry: 1\nretry: soon": 1,
+    b"retry: -1": None,
+    b"retry: +1": None,
+    b"retry: 1.5": None,
+    b"retry: 1e3": None,
+    b"retry: 1_000": None,
+    b"retry: 0x10": None,
+    b"retry: 1 ": None,
+    b"retry:  1": None,
+    b"retry:": None,
+    b"retry": None,
+    b"retry: 1\0": None,
+    b"Retry: 1": None,
+    "retry: \u0661".encode(): None,
+    b"retry: \xb9": None,
+    b"retry: 1" + b"0" * 5000: None,
+    b"retry: " + b"0" * 5000 + b"x": None,
+}
+
+
+def test_retry_is_read_if_it_is_digits_only():
+    found = {}
+    for fields in RETRIES:
+        first, second = parse_events([fields + b"\ndata: a\n\ndata: b\n\n"])
+        found[fields] = first.retry
+        assert second.retry is None
+    assert found == RETRIES
 
 
 TEXTS = st.text() | st.text("ab :\t\0\r\n\u2028\x85\ufeff")
 ONE_LINE = TEXTS.map(lambda text: re.sub("[\r\n\0]", "", text))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     st.lists(
         st.builds(
@@ -166,7 +168,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(JSON_VALUES)
 def test_json_is_one_line_and_parsed_back_the_same(value):
     encoded = Event(value).encode()
@@ -197,24 +199,24 @@ def seconds_to_parse(stream: bytes, chunk_bytes: int) -> float:
 @pytest.mark.parametrize(
     ("shape", "megabytes", "chunk_bytes"),
     [
-        (many_events, 2, 1),
-        (many_events, 10, 65536),
-        (many_events, 10, 10**9),
-        (many_lines, 1, 1),
-        (many_lines, 10, 65536),
-        (one_line, 1, 1),
+        (many_events, 1, 1),
+        (many_events, 5, 65536),
+        (many_events, 5, 10**9),
+        (many_lines, 0.5, 1),
+        (many_lines, 4, 65536),
+        (one_line, 0.5, 1),
         (one_line, 40, 65536),
     ],
 )
 def test_four_times_the_bytes_take_about_four_times_as_long(
     shape, megabytes, chunk_bytes
 ):
-    size = megabytes * 2**20
+    size = int(megabytes * 2**20)
     quarter = seconds_to_parse(shape(size // 4), chunk_bytes)
     assert seconds_to_parse(shape(size), chunk_bytes) < 10 * quarter
 
 
-# Each ends in the last byte that 100 bytes of data have room for.
+# Each stream ends in the last byte of an event with 100 bytes of data.
 FULL = {
     "one line": b"data: " + b"x" * 100,
     "no space": b"data:" + b"x" * 100,
@@ -232,18 +234,14 @@ FULL = {
 
 
 @pytest.mark.parametrize("size", [1, 7, 10**9])
-@pytest.mark.parametrize("name", FULL)
-def test_event_of_the_greatest_size_passes(name, size):
-    events = parse_events(chunks(FULL[name] + b"\n\n", size), max_bytes=100)
-    assert len(list(events)[-1].data.encode()) == 100
-
-
-@pytest.mark.parametrize("size", [1, 7, 10**9])
-@pytest.mark.parametrize("name", FULL)
-def test_event_with_one_byte_more_is_refused(name, size):
-    stream = FULL[name] + b"x\n\n"
-    with pytest.raises(EventTooLarge, match="over 100 bytes"):
-        list(parse_events(chunks(stream, size), max_bytes=100))
+def test_an_event_of_the_greatest_size_passes_and_one_byte_more_does_not(size):
+    for stream in FULL.values():
+        parts = chunks(stream + b"\n\n", size)
+        *_, last = parse_events(parts, max_bytes=100)
+        assert len(last.data.encode()) == 100, stream
+        parts = chunks(stream + b"x\n\n", size)
+        with pytest.raises(EventTooLarge, match="over 100 bytes"):
+            list(parse_events(parts, max_bytes=100))
 
 
 def test_default_limit_is_four_mebibytes():
@@ -253,21 +251,22 @@ def test_default_limit_is_four_mebibytes():
         list(parse_events([b"data: ", data, b"x", b"\n\n"]))
 
 
-@pytest.mark.parametrize(
-    "endless",
-    [b"x", b"data: x\n", b"data\n", b"data: x\n:\n", b"data: x\nid: 1\n"],
-)
-@pytest.mark.parametrize("first", [b"", b":", b"id: ", b"event:", b"data:"])
-def test_what_never_ends_is_refused(first, endless):
-    with pytest.raises(EventTooLarge):
-        next(parse_events((first, *repeat(endless, 200)), max_bytes=100))
+def test_an_event_or_a_line_that_never_ends_is_refused():
+    for first in (b"", b":", b"id: ", b"event:", b"data:"):
+        for endless in (
+            *(b"x", b"data: x\n", b"data\n"),
+            *(b"data: x\n:\n", b"data: x\nid: 1\n"),
+        ):
+            stream = first, *repeat(endless, 200)
+            with pytest.raises(EventTooLarge):
+                next(parse_events(stream, max_bytes=100))
 
 
-@pytest.mark.parametrize("lines", [b":\n", b": c\n\n", b"\n", b"id: 1\n\n"])
-def test_endless_comments_count_for_nothing(lines):
-    stream = (*repeat(lines, 10000), b"data: xxxx\n", lines, b"\n")
-    (event,) = parse_events(stream, max_bytes=4)
-    assert event.data == "xxxx"
+def test_lines_without_data_do_not_count():
+    for lines in (b":\n", b": c\n\n", b"\n", b"id: 1\n\n"):
+        stream = (*repeat(lines, 10000), b"data: xxxx\n", lines, b"\n")
+        (event,) = parse_events(stream, max_bytes=4)
+        assert event.data == "xxxx"
 
 
 def test_events_before_the_one_that_is_too_large_are_yielded():
