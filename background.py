@@ -4,9 +4,9 @@
     return follow("jobs", id)       # in the view of the stream
     stop("jobs", id)
 
-A job publishes to a channel of its own, so clients can join late, disconnect
-and resume, in any process. Its last event is `finished` or `failed`. It comes
-from the job, from `stop`, or from a process that follows a job gone silent: the
+A job publishes to a channel of its own, so clients of any process can join late
+and resume. Its last event, `finished` or `failed`, comes from the job, from
+`stop`, or from a process where a client follows a job that has gone silent: the
 first of them wins. Copy this file together with `sse.py` and `broker.py`.
 """
 
@@ -39,14 +39,13 @@ GONE = "gone"  # the id of the event that reports LOST
 logger = logging.getLogger(__name__)
 _slots = threading.BoundedSemaphore(MAX_AT_ONCE)
 _ended: deque[str] = deque()
-_interrupts: dict[str, Callable[[], object]] = {}  # of the jobs that run here
-_watched: dict[str, tuple[str, float]] = {}  # channel: newest id, since when
+_interrupts: dict[str, Callable] = {}  # of the jobs that run here
+_watched: set[str] = set()  # the jobs that are followed here
+_lock = threading.Lock()  # of `_watched`
 
 
 def start(
-    kind: str,
-    events: Generator[Event],
-    interrupt: Callable[[], object] = lambda: None,
+    kind: str, events: Generator[Event], interrupt: Callable = lambda: None
 ) -> str:
     """Publish the events as they come, in a thread, and return the job's id.
 
@@ -94,13 +93,12 @@ def follow(kind: str, id: str, *, from_newest: bool = False) -> Response:
         if last_event_id is None:
             abort(404, f"There is nothing with the id {id!r} in {kind}.")
         return EventStream([_failed(LOST, id=GONE)])
-    first, after = [], last_event_id or BEGIN
-    if from_newest and last_event_id is None:
-        first, after = [last], last.id
-    if channel not in _watched:
-        _watched[channel] = last.id, time.monotonic()
-        if len(_watched) == 1:
-            threading.Thread(target=_watch, daemon=True).start()
+    first = [last] if from_newest and last_event_id is None else []
+    after = last.id if first else last_event_id or BEGIN
+    with _lock:
+        if channel not in _watched:
+            threading.Thread(target=_watch, args=[channel], daemon=True).start()
+            _watched.add(channel)
     return EventStream(_until_end(first, broker.subscribe(channel, after)))
 
 
@@ -138,12 +136,13 @@ def _run(channel: str, items: Iterator[Event | None], last_id: str) -> None:
                 event = event or Event(data, event="waiting")
                 data = event.data
                 last_id = _publish(channel, event, last_id)
-                if last_id is None or event.event in ENDS:
+                if last_id is None:
                     return
         raise RuntimeError("the job did not publish how it ended")
     except Exception:
         logger.exception("%s failed", channel)
-        _publish(channel, _failed("The job failed. See the log."), last_id)
+        if last_id is not None:
+            _publish(channel, _failed("The job failed. See the log."), last_id)
     finally:
         _slots.release()
         del _interrupts[channel]
@@ -154,10 +153,11 @@ def _run(channel: str, items: Iterator[Event | None], last_id: str) -> None:
 
 
 def _publish(channel: str, event: Event, last_id: str) -> str | None:
-    """Return its id; None if others have ended the job, or Redis lost it."""
+    """Return its id; None if the job has ended, or Redis has lost all of it."""
     while True:
         try:
-            return _publish_after(last_id, channel, event)
+            id = _publish_after(last_id, channel, event)
+            return None if event.event in ENDS else id
         except Unavailable:
             time.sleep(RETRY_SECONDS)
         except Conflict:
@@ -191,20 +191,20 @@ def _end(channel: str, error: str) -> bool:
     return False
 
 
-def _watch() -> None:
-    """End jobs that have gone silent, until all that are watched have ended."""
-    while _watched:
+def _watch(channel: str) -> None:
+    """End the job if it goes silent, because then its process has died."""
+    seen_id, looks = None, 0  # not seconds: this process may have been paused
+    while True:
         time.sleep(RETRY_SECONDS)
-        for channel, (seen_id, since) in list(_watched.items()):
-            now = time.monotonic()
-            try:
-                last = newest(channel)
-                last_id = last.id if last else BEGIN
-                if last and last.event in ENDS:
-                    _watched.pop(channel, None)
-                elif last_id != seen_id:
-                    _watched[channel] = last_id, now
-                elif now - since > LOST_SECONDS:
-                    _publish_after(last_id, channel, _failed(LOST))
-            except (Conflict, Unavailable):  # then silence proves nothing
-                _watched[channel] = "", now
+        try:
+            last = newest(channel)
+            if last and last.event in ENDS:
+                break
+            last_id = last.id if last else BEGIN
+            looks = looks + 1 if last_id == seen_id else 0
+            seen_id = last_id
+            if looks * RETRY_SECONDS >= LOST_SECONDS:
+                _publish_after(last_id, channel, _failed(LOST))
+        except (Conflict, Unavailable):
+            looks = 0  # silence proves nothing
+    _watched.discard(channel)

@@ -1,14 +1,15 @@
 """Prices: compute once, send to everyone
 
-The prices move twenty times a second, and all clients see the same
-ones. A client first gets the history that the channel keeps, and
-then every step or, with a longer `interval`, only some of them.
+The prices change twenty times a second. One thread computes them,
+however many clients there are, and all clients get the same ones:
+first the last minute, which the channel keeps, and then every step
+or, with a longer `interval`, only some.
 
-Notice: each process with clients runs a market of its own, in one
-thread. A step names the event that it follows, so if two markets
-publish at the same moment, only the first succeeds, and the other
-takes over its prices. A full history begins with `reset`, because
-the very first prices have been discarded.
+Notice: processes that share a Redis share one market, and need no
+leader. Each reads the newest prices, waits for one step, and
+publishes the next ones only if nobody else has done so. If one
+process stops, another takes over. A full history begins with
+`reset`, because the very first prices have been discarded.
 
 Try: open a second window, set its interval to 0.05 and this one's
 to 2, and press Start in both. Both charts show the same prices, but
@@ -20,32 +21,24 @@ one moves forty times as often as the other.
 import json
 import random
 import threading
-import time
 from contextlib import closing, contextmanager, suppress
 from types import SimpleNamespace
 
 from flask import Blueprint, request
 
 import broker
-from broker import BEGIN
+from broker import BEGIN, Conflict, Unavailable
 from checks import query_number
 from sse import Event, EventStream
 
 INTERVAL_SECONDS = 0.5
 STEP_SECONDS = 0.05
 HISTORY_EVENTS = 1200  # a minute
-OPENING = {
-    "ALFA": 120,
-    "BRVO": 48.5,
-    "CHLI": 310,
-    "DLTA": 9.6,
-    "ECHO": 75,
-}
+SYMBOLS = ("ALFA", "BRVO", "CHLI", "DLTA", "ECHO")
+OPENING = dict.fromkeys(SYMBOLS, 100)
 
 bp = Blueprint("prices", __name__)
-market = SimpleNamespace(
-    clients=0, is_open=False, lock=threading.Lock()
-)
+market = SimpleNamespace(clients=0, lock=threading.Lock())
 
 
 @bp.get("/stream/prices")
@@ -59,49 +52,35 @@ def stream():
 @contextmanager
 def opened_market():
     with market.lock:
+        if market.clients == 0:
+            market.closed = threading.Event()
+            threading.Thread(
+                target=run_market, args=[market.closed], daemon=True
+            ).start()
         market.clients += 1
-        must_open, market.is_open = not market.is_open, True
-    if must_open:
-        threading.Thread(target=run_market, daemon=True).start()
     try:
         yield
     finally:
         with market.lock:
             market.clients -= 1
+            if market.clients == 0:
+                market.closed.set()
 
 
-def run_market():
-    last_id, prices = BEGIN, OPENING
-    while market_is_needed():
-        with suppress(broker.Unavailable):
-            last_id, prices = step(last_id, moved(prices))
-        time.sleep(STEP_SECONDS)
-
-
-def market_is_needed():
-    with market.lock:
-        market.is_open = market.clients > 0
-        return market.is_open
-
-
-def step(last_id, prices):
-    options = {"after": last_id, "max_events": HISTORY_EVENTS}
-    try:
-        event = Event(prices)
-        return broker.publish("prices", event, **options), prices
-    except broker.Conflict:  # another market was faster
-        last = broker.newest("prices")
-        return (
-            (last.id, json.loads(last.data))
-            if last
-            else (BEGIN, prices)
-        )
+def run_market(closed):
+    last = None
+    while not closed.wait(STEP_SECONDS):
+        after = last.id if last else BEGIN
+        prices = moved(json.loads(last.data)) if last else OPENING
+        options = {"after": after, "max_events": HISTORY_EVENTS}
+        with suppress(Conflict, Unavailable):
+            broker.publish("prices", Event(prices), **options)
+        with suppress(Unavailable):
+            last = broker.newest("prices")
 
 
 def moved(prices, factor=lambda: random.gauss(1, 0.001)):
-    return {
-        name: round(prices[name] * factor(), 3) for name in prices
-    }
+    return {key: round(prices[key] * factor(), 3) for key in prices}
 
 
 def watch(events, interval):

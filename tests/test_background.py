@@ -1,50 +1,51 @@
-"""Work in the background, told in the memory of this process and in Redis."""
+"""Background jobs, with their channels in memory and in Redis."""
 
 import re
 import threading
 import time
 from collections import deque
 from contextlib import closing
-from itertools import islice, takewhile
+from itertools import count, islice, takewhile
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
-from conftest import wait_until
+from conftest import spoken, wait_until
 from werkzeug.exceptions import NotFound, ServiceUnavailable
 
 import background
 import broker
+import redis_broker
 import sse
-from broker import BEGIN, Unavailable, publish, subscribe
+from broker import BEGIN, MemoryBroker, Unavailable, publish
 from event_source import parse_events
 from redis_broker import RedisBroker
 from sse import Event
 
-PLACES = 3
+SLOTS = 3
 FINISHED = Event("", event="finished")
 FAILED = Event({"error": "No luck."}, event="failed")
 ENDS = ("finished", "failed")
 
 
-class Work:
-    """Work that says what the test says, when the test says it."""
+class Job:
+    """A job that publishes what the test sends it, when the test sends it."""
 
-    begun: list["Work"] = []
+    running: list["Job"] = []
 
     def __init__(self):
         self.interrupted, self.closed = threading.Event(), threading.Event()
         self._items = SimpleQueue()
-        self.id = background.start(
-            "works", self._events(), interrupt=self.interrupt
-        )
-        self.begun.append(self)
+        self.id = background.start("jobs", self._events(), self.interrupt)
+        self.channel = f"jobs:{self.id}"
+        self.running.append(self)
 
     def interrupt(self) -> None:
         self.interrupted.set()
-        self.say(FAILED)
+        self.send(FAILED)
 
-    def say(self, *items: str | Event | Exception | None) -> None:
-        """Let it say a text or an event, raise an exception, or return."""
+    def send(self, *items: str | Event | Exception | None) -> None:
+        """Let it yield a text or an event, raise an exception, or return."""
         for item in items:
             self._items.put(item)
 
@@ -57,9 +58,15 @@ class Work:
         finally:
             self.closed.set()
 
+    def stored(self) -> list[Event]:
+        return stored(self.channel)
 
-class Reader(threading.Thread):
-    """Reads a work to its end, and counts the comments."""
+    def has_ended(self) -> bool:
+        return broker.newest(self.channel).event in ENDS
+
+
+class Follower(threading.Thread):
+    """A client that follows a job to its end, and counts the comments."""
 
     def __init__(self, response):
         super().__init__(daemon=True)
@@ -76,29 +83,37 @@ class Reader(threading.Thread):
             self.comments += chunk == b":\n"
             yield chunk
 
-    def result(self):
+    def has(self, pair: tuple[str, str]) -> bool:
+        return pair in pairs(self.events)
+
+    def result(self) -> list[tuple[str, str]]:
         self.join(30)
-        assert not self.is_alive(), "it waits for ever"
-        return told(self.events)
+        assert not self.is_alive(), "it waits forever"
+        return pairs(self.events)
 
 
 @pytest.fixture(autouse=True)
 def _quick_and_few(app, monkeypatch):
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
     monkeypatch.setattr(background, "PULSE_SECONDS", 0.05)
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.05)
-    slots = threading.BoundedSemaphore(PLACES)
+    slots = threading.BoundedSemaphore(SLOTS)
     monkeypatch.setattr(background, "_slots", slots)
     monkeypatch.setattr(background, "_ended", deque())
-    monkeypatch.setattr(background, "_watched", {})
+    monkeypatch.setattr(background, "_watched", set())
     yield
     end_all()
 
 
 def end_all() -> None:
-    while Work.begun:
-        Work.begun.pop().say(FINISHED)
-    wait_until(lambda: background._slots._value == PLACES)
+    while Job.running:
+        Job.running.pop().send(FINISHED)
+    wait_until(all_slots_are_free)
+
+
+def all_slots_are_free() -> bool:
+    return background._slots._value == SLOTS
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -125,7 +140,7 @@ def follow(app):
     def follow(id, last=None, **options):
         headers = {} if last is None else {"Last-Event-ID": last}
         with app.test_request_context(headers=headers):
-            return background.follow("works", id, **options)
+            return background.follow("jobs", id, **options)
 
     return follow
 
@@ -134,7 +149,7 @@ def follow(app):
 def stop(app):
     def stop(id):
         with app.test_request_context():
-            background.stop("works", id)
+            background.stop("jobs", id)
 
     return stop
 
@@ -144,20 +159,15 @@ def read(response) -> list[Event]:
         return list(parse_events(response.iter_encoded()))
 
 
-def told(events) -> list[tuple[str, str]]:
+def pairs(events) -> list[tuple[str, str]]:
     """Return type and data of the events, without how long it was silent."""
-    pairs = [(event.event or "message", event.data) for event in events]
-    return [pair for pair in pairs if pair[0] != "waiting"]
+    found = [(event.event or "message", event.data) for event in events]
+    return [pair for pair in found if pair[0] != "waiting"]
 
 
-def held(id: str) -> list[Event]:
-    """Return all events of a work that its channel holds."""
-    with closing(subscribe(f"works:{id}", BEGIN)) as events:
+def stored(channel: str) -> list[Event]:
+    with closing(broker.subscribe(channel, BEGIN)) as events:
         return list(takewhile(lambda event: event is not None, events))
-
-
-def has_ended(id: str) -> bool:
-    return broker.newest(f"works:{id}").event in ENDS
 
 
 def failed(sentence: str) -> tuple[str, str]:
@@ -165,23 +175,24 @@ def failed(sentence: str) -> tuple[str, str]:
 
 
 STARTED = ("started", "")
-A, B = ("message", "a"), ("message", "b")
+A, B, C = ("message", "a"), ("message", "b"), ("message", "c")
 END = ("finished", "")
 STOPPED = failed("The job was stopped.")
 LOST = failed(background.LOST)
 WRONG = failed("The job failed. See the log.")
-TOO_LONG = failed("The job published too many events.")
+TOO_MANY = failed("The job published too many events.")
 
 
-# Who reads
+# Following a job
 
 
-def test_a_reader_gets_exactly_these_bytes(store, follow):
-    work = Work()
-    work.say("a\nb", FINISHED)
-    response = follow(work.id)
+def test_a_client_gets_exactly_these_bytes(store, follow, monkeypatch):
+    monkeypatch.setattr(background, "PULSE_SECONDS", 10)
+    job = Job()
+    job.send("a\nb", FINISHED)
+    response = follow(job.id)
     assert response.content_type == "text/event-stream"
-    body = re.sub(rb"(?m)^:\n", b"", b"".join(response.iter_encoded()))
+    body = spoken(b"".join(response.iter_encoded()))
     assert re.sub(rb"id: \d+-\d+\n", b"id\n", body) == (
         b"id\nevent: started\ndata: \n\n"
         b"id\ndata: a\ndata: b\n\n"
@@ -189,234 +200,292 @@ def test_a_reader_gets_exactly_these_bytes(store, follow):
     )
 
 
-def test_a_reader_goes_on_after_its_last_event_id(store, follow):
-    work = Work()
-    work.say("a", "b", FINISHED)
-    wait_until(lambda: has_ended(work.id))
-    everything = held(work.id)
+def test_a_client_resumes_after_its_last_event_id(store, follow):
+    job = Job()
+    job.send("a", "b", FINISHED)
+    wait_until(job.has_ended)
+    everything = job.stored()
     for number, event in enumerate(everything[:-1], start=1):
-        rest = read(follow(work.id, event.id))
-        assert told(rest) == told(everything[number:])
+        rest = read(follow(job.id, event.id))
+        assert pairs(rest) == pairs(everything[number:])
 
 
-def test_a_reader_may_begin_with_the_newest_event(store, follow):
-    work = Work()
-    work.say("a", "b")
-    wait_until(lambda: B in told(held(work.id)))
-    reader = Reader(follow(work.id, from_newest=True))
-    work.say(FINISHED)
-    assert reader.result() in ([B, END], [END])  # [END] after it `waits`
+def test_a_client_may_start_at_the_newest_event(store, follow):
+    job = Job()
+    job.send("a", "b")
+    wait_until(lambda: B in pairs(job.stored()))
+    follower = Follower(follow(job.id, from_newest=True))
+    job.send(FINISHED)
+    assert follower.result() in ([B, END], [END])  # [END] after `waiting`
 
 
-def test_who_begins_with_the_newest_gets_what_was_said_before_a_silence(
-    store, follow
-):
-    work = Work()
-    work.say("a")
-    wait_until(lambda: [e.event for e in held(work.id)][-2:] == ["waiting"] * 2)
-    reader = Reader(follow(work.id, from_newest=True))
-    wait_until(lambda: reader.events)
-    first = reader.events[0]
+def test_the_newest_event_of_a_silent_job_repeats_its_data(store, follow):
+    job = Job()
+    job.send("a")
+    wait_until(lambda: [e.event for e in job.stored()][-2:] == ["waiting"] * 2)
+    follower = Follower(follow(job.id, from_newest=True))
+    wait_until(lambda: follower.events)
+    first = follower.events[0]
     assert (first.event, first.data) == ("waiting", "a")
-    work.say(FINISHED)
-    assert reader.result() == [END]
+    job.send(FINISHED)
+    assert follower.result() == [END]
 
 
-def test_an_unknown_last_event_id_gets_all_there_is(store, follow):
-    work = Work()
-    work.say("a", FINISHED)
-    (reset, _), *rest = told(read(follow(work.id, "x")))
+def test_an_unknown_last_event_id_gets_everything(store, follow):
+    job = Job()
+    job.send("a", FINISHED)
+    (reset, _), *rest = pairs(read(follow(job.id, "x")))
     assert (reset, rest) == ("reset", [STARTED, A, END])
 
 
-def test_all_readers_get_the_same(store, follow):
-    work = Work()
-    readers = [Reader(follow(work.id)) for _ in range(5)]
-    work.say("a")
-    wait_until(lambda: all(A in told(one.events) for one in readers))
-    readers += [Reader(follow(work.id)) for _ in range(5)]
-    work.say("b", FINISHED)
-    for reader in readers:
-        assert reader.result() == [STARTED, A, B, END]
+def test_all_clients_get_the_same(store, follow):
+    job = Job()
+    followers = [Follower(follow(job.id)) for _ in range(5)]
+    job.send("a")
+    wait_until(lambda: all(one.has(A) for one in followers))
+    followers += [Follower(follow(job.id)) for _ in range(5)]
+    job.send("b", FINISHED)
+    for follower in followers:
+        assert follower.result() == [STARTED, A, B, END]
 
 
-def test_the_work_goes_on_though_nobody_listens(store, follow):
-    work = Work()
-    work.say("a")
-    with closing(follow(work.id)) as response:
+def test_a_job_continues_though_nobody_follows_it(store, follow):
+    job = Job()
+    job.send("a")
+    with closing(follow(job.id)) as response:
         next(parse_events(response.iter_encoded()))
-    work.say("b", FINISHED)
-    wait_until(lambda: has_ended(work.id))
-    assert told(read(follow(work.id))) == [STARTED, A, B, END]
+    job.send("b", FINISHED)
+    wait_until(job.has_ended)
+    assert pairs(read(follow(job.id))) == [STARTED, A, B, END]
 
 
 @pytest.mark.parametrize("end", [FINISHED, FAILED])
-def test_a_late_reader_gets_the_end_and_then_204(store, follow, end):
-    work = Work()
-    work.say("a", end)
-    wait_until(lambda: has_ended(work.id))
-    (event,) = read(follow(work.id, from_newest=True))
-    assert told([event]) == told(parse_events([end.encode()]))
-    again = follow(work.id, event.id)
+def test_a_late_client_gets_the_end_and_then_204(store, follow, end):
+    job = Job()
+    job.send("a", end)
+    wait_until(job.has_ended)
+    (event,) = read(follow(job.id, from_newest=True))
+    assert pairs([event]) == pairs(parse_events([end.encode()]))
+    again = follow(job.id, event.id)
     assert (again.status_code, again.get_data()) == (204, b"")
+
+
+def test_a_client_that_connects_while_the_job_ends_gets_the_end(store, follow):
+    for number in range(15):
+        job = Job()
+        started = broker.newest(job.channel).id
+        job.send(*["a"] * (number % 5), FINISHED)
+        followers = [
+            Follower(follow(job.id)),
+            Follower(follow(job.id, started)),
+            Follower(follow(job.id, from_newest=True)),
+        ]
+        everything = [STARTED, *[A] * (number % 5), END]
+        for follower, most in zip(followers, (0, 1, 0), strict=True):
+            found = follower.result()
+            assert found == everything[most:][-len(found) :]
+        assert followers[0].result() == everything
 
 
 def test_an_unknown_id_is_404(store, follow, stop):
     for ask in follow, stop:
         with pytest.raises(NotFound) as error:
             ask("x")
-        sentence = "There is nothing with the id 'x' in works."
+        sentence = "There is nothing with the id 'x' in jobs."
         assert error.value.description == sentence
 
 
-def test_who_was_reading_what_is_gone_is_told_so_and_then_204(store, follow):
+def test_a_client_of_a_job_that_is_gone_gets_an_end_and_then_204(store, follow):
     (event,) = read(follow("x", "1700000000000-0"))
-    assert (told([event]), event.id) == ([LOST], "gone")
+    assert (pairs([event]), event.id) == ([LOST], "gone")
     assert follow("x", event.id).status_code == 204
 
 
-def test_a_reader_that_leaves_at_once_is_not_kept(store, follow):
-    work = Work()
-    follow(work.id).close()  # as after HEAD: the stream never starts
-    assert f"works:{work.id}" not in {
+def test_a_stream_that_never_starts_leaves_no_reader(store, follow):
+    job = Job()
+    follow(job.id).close()  # as after HEAD
+    assert job.channel not in {
         channel
         for channel, log in broker.BROKER._channels.logs.items()
         if log.readers
     }
 
 
-# How it ends
+# How a job ends
 
 
 WRONG_WAYS = {
     "an exception": RuntimeError("secret"),
     "no end": None,
     "an event with an id": Event("a", id="1"),
-    "an event that is no JSON": Event({1, 2}),
+    "data that JSON cannot represent": Event({1, 2}),
     "an event that is too large": Event("x" * 5 * 1024 * 1024),
     "no event": 5,
 }
 
 
 @pytest.mark.parametrize("way", WRONG_WAYS)
-def test_what_goes_wrong_is_logged_and_not_shown(follow, caplog, way):
-    work = Work()
-    work.say("a", WRONG_WAYS[way])
-    assert told(read(follow(work.id))) == [STARTED, A, WRONG]
+def test_what_goes_wrong_is_logged_and_not_sent(follow, caplog, way):
+    job = Job()
+    job.send("a", WRONG_WAYS[way])
+    assert pairs(read(follow(job.id))) == [STARTED, A, WRONG]
     (record,) = caplog.records
-    assert record.getMessage() == f"works:{work.id} failed"
+    assert record.getMessage() == f"jobs:{job.id} failed"
     assert record.exc_info
 
 
-def test_nothing_comes_after_the_end(store, follow):
-    work = Work()
-    work.say(FINISHED, "a", FAILED)
-    wait_until(work.closed.is_set)
-    assert told(held(work.id)) == [STARTED, END]
+def test_nothing_follows_the_end(store):
+    job = Job()
+    job.send(FINISHED, "a", FAILED)
+    wait_until(job.closed.is_set)
+    assert pairs(job.stored()) == [STARTED, END]
 
 
-def test_work_without_end_is_ended_while_all_of_it_is_held(
+@pytest.mark.parametrize("end", [END, STOPPED])
+def test_nothing_follows_the_end_though_the_interrupt_fails(
+    store, stop, monkeypatch, caplog, end
+):
+    monkeypatch.setattr(Job, "interrupt", lambda self: 1 / 0)
+    job = Job()
+    if end == STOPPED:
+        stop(job.id)
+    job.send(FINISHED)
+    wait_until(all_slots_are_free)
+    assert pairs(job.stored()) == [STARTED, end]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_job_without_end_is_ended_while_all_its_events_are_kept(
     store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "MAX_EVENTS", 20)
-    work = Work()
-    work.say(*["a"] * 30)
-    wait_until(work.closed.is_set)
-    begun, *rest, end = told(read(follow(work.id)))
-    assert (begun, end) == (STARTED, TOO_LONG)
+    job = Job()
+    job.send(*["a"] * 30)
+    wait_until(job.closed.is_set)
+    first, *rest, end = pairs(read(follow(job.id)))
+    assert (first, end) == (STARTED, TOO_MANY)
     assert set(rest) == {A}
 
 
-def test_silence_is_told_each_pulse(follow, monkeypatch):
+def test_a_silent_job_publishes_waiting_at_each_pulse(follow, monkeypatch):
     monkeypatch.setattr(background, "PULSE_SECONDS", 0.2)
     begin = time.monotonic()
-    work = Work()
-    with closing(follow(work.id)) as response:
+    job = Job()
+    with closing(follow(job.id)) as response:
         events = parse_events(response.iter_encoded())
         types = [next(events).event for _ in range(4)]
-        passed = time.monotonic() - begin
         assert types == ["started", "waiting", "waiting", "waiting"]
-        assert 0.6 < passed < 3
-        work.say("a", FINISHED)
-        assert told(events) == [A, END]
+        assert time.monotonic() - begin > 0.6
+        job.send("a", FINISHED)
+        assert pairs(events) == [A, END]
 
 
-# Who ends it
+# Stopping a job
 
 
-def test_a_stop_ends_it_for_all(store, follow, stop):
-    work = Work()
-    work.say("a")
-    reader = Reader(follow(work.id))
-    wait_until(lambda: A in told(reader.events))
-    stop(work.id)
-    assert reader.result() == [STARTED, A, STOPPED]
-    wait_until(work.interrupted.is_set)
-    work.say("b", FINISHED)
-    wait_until(work.closed.is_set)
-    assert told(held(work.id)) == [STARTED, A, STOPPED]
+def test_a_stop_ends_the_job_for_all(store, follow, stop):
+    job = Job()
+    job.send("a")
+    follower = Follower(follow(job.id))
+    wait_until(lambda: follower.has(A))
+    stop(job.id)
+    assert follower.result() == [STARTED, A, STOPPED]
+    wait_until(job.interrupted.is_set)
+    job.send("b", FINISHED)
+    wait_until(job.closed.is_set)
+    assert pairs(job.stored()) == [STARTED, A, STOPPED]
 
 
-def test_a_stop_interrupts_though_redis_is_away(own_store, follow, stop):
-    work = Work()
+def test_a_stop_interrupts_though_redis_is_down(own_store, follow, stop):
+    job = Job()
     own_store.stop()
     with pytest.raises(Unavailable):
-        stop(work.id)
-    assert work.interrupted.is_set()
+        stop(job.id)
+    assert job.interrupted.is_set()
     own_store.start()
-    assert told(read(follow(work.id))) == [STARTED, failed("No luck.")]
+    assert pairs(read(follow(job.id))) == [STARTED, failed("No luck.")]
 
 
-def test_a_stop_of_what_has_ended_changes_nothing(store, stop):
-    work, stopped = Work(), Work()
-    work.say(FINISHED)
-    wait_until(lambda: has_ended(work.id))
-    stop(work.id)
+def test_a_stop_after_the_end_changes_nothing(store, stop):
+    finished, stopped = Job(), Job()
+    finished.send(FINISHED)
+    wait_until(finished.has_ended)
+    stop(finished.id)
     stop(stopped.id)
     stop(stopped.id)
-    assert told(held(work.id)) == [STARTED, END]
-    assert told(held(stopped.id)) == [STARTED, STOPPED]
+    assert pairs(finished.stored()) == [STARTED, END]
+    assert pairs(stopped.stored()) == [STARTED, STOPPED]
 
 
 @pytest.mark.parametrize("events", [5, 50, 10_000])
-def test_of_many_who_end_it_one_does_and_nothing_follows(
+def test_of_many_ends_one_is_published_and_nothing_follows(
     store, follow, stop, monkeypatch, events
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0)
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.001)
     for _ in range(3):
-        work = Work()
-        work.say(*["a"] * events, FINISHED)
-        readers = [Reader(follow(work.id)) for _ in range(3)]
+        job = Job()
+        job.send(*["a"] * events, FINISHED)
+        followers = [Follower(follow(job.id)) for _ in range(3)]
         threads = [
-            threading.Thread(target=stop, args=[work.id]) for _ in range(5)
+            threading.Thread(target=stop, args=[job.id]) for _ in range(5)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        wait_until(work.closed.is_set)
-        everything = held(work.id)
-        for reader in readers:
-            assert reader.result() == told(everything)
+        wait_until(job.closed.is_set)
+        everything = job.stored()
+        for follower in followers:
+            assert follower.result() == pairs(everything)
         ends = [e for e in everything if e.event in ENDS]
         assert ends == everything[-1:]
 
 
-# How many
+class Distant:
+    """A broker that a request takes a millisecond to reach, and an answer."""
+
+    def __init__(self, near):
+        self._near = near
+
+    def publish(self, *arguments):
+        return self._travel(self._near.publish, arguments)
+
+    def newest(self, *arguments):
+        return self._travel(self._near.newest, arguments)
+
+    def _travel(self, call, arguments):
+        time.sleep(0.001)
+        try:
+            return call(*arguments)
+        finally:
+            time.sleep(0.001)
 
 
-def test_too_many_at_once_are_refused():
-    for _ in range(PLACES):
-        Work()
+def test_a_stop_ends_a_job_that_publishes_without_a_pause(stop, monkeypatch):
+    near = broker.BROKER
+    monkeypatch.setattr(broker, "BROKER", Distant(near))
+    job = Job()
+    job.send(*["a"] * background.MAX_EVENTS)
+    wait_until(lambda: near.newest(job.channel).event != "started")
+    stop(job.id)
+    (end,) = pairs([near.newest(job.channel)])
+    assert end == STOPPED
+
+
+# How many jobs
+
+
+def test_too_many_jobs_at_once_are_refused():
+    for _ in range(SLOTS):
+        Job()
     with pytest.raises(ServiceUnavailable) as error:
-        Work()
+        Job()
     assert error.value.retry_after == 5
-    sentence = "Too many jobs are running."
-    assert error.value.description == sentence
+    assert error.value.description == "Too many jobs are running."
 
 
-PLACE_FREE_AFTER = {
+SLOT_IS_FREE_AFTER = {
     "finished": FINISHED,
     "failed": FAILED,
     "an exception": RuntimeError("secret"),
@@ -424,211 +493,353 @@ PLACE_FREE_AFTER = {
 }
 
 
-@pytest.mark.parametrize("way", PLACE_FREE_AFTER)
-def test_its_place_is_free_after(way):
+@pytest.mark.parametrize("way", SLOT_IS_FREE_AFTER)
+def test_a_slot_is_free_after(way):
     for _ in range(2):
-        works = [Work() for _ in range(PLACES)]
-        for work in works:
-            work.say(PLACE_FREE_AFTER[way])
-        wait_until(lambda: background._slots._value == PLACES)
+        jobs = [Job() for _ in range(SLOTS)]
+        for job in jobs:
+            job.send(SLOT_IS_FREE_AFTER[way])
+        wait_until(all_slots_are_free)
 
 
-def test_its_place_is_free_soon_after_a_stop_though_it_is_silent(store, stop):
+def test_a_slot_is_free_after_a_stop_though_the_job_is_blocked(
+    store, stop, monkeypatch
+):
+    monkeypatch.setattr(Job, "interrupt", lambda self: None)
     for _ in range(2):
-        works = [Work() for _ in range(PLACES)]
-        for work in works:
-            stop(work.id)
-        wait_until(lambda: background._slots._value == PLACES, 2)
+        jobs = [Job() for _ in range(SLOTS)]
+        for job in jobs:
+            stop(job.id)
+        wait_until(all_slots_are_free)
 
 
-def test_no_place_is_taken_by_what_cannot_start(own_store, monkeypatch):
+def test_a_job_that_cannot_start_takes_no_slot(own_store, monkeypatch):
     own_store.stop()
-    for _ in range(PLACES + 1):
+    for _ in range(SLOTS + 1):
         with pytest.raises(Unavailable):
-            Work()
-    monkeypatch.setattr(broker, "BROKER", broker.MemoryBroker())
+            Job()
+    monkeypatch.setattr(broker, "BROKER", MemoryBroker())
     monkeypatch.setattr(threading.Thread, "start", lambda _: 1 / 0)
-    for _ in range(PLACES + 1):
+    for _ in range(SLOTS + 1):
         with pytest.raises(ZeroDivisionError):
-            Work()
+            Job()
 
 
-def test_only_the_newest_of_what_has_ended_is_kept(store, follow, monkeypatch):
+def test_of_the_jobs_that_have_ended_the_newest_are_kept(
+    store, follow, monkeypatch
+):
     monkeypatch.setattr(background, "MAX_KEPT", 2)
-    running = Work()
+    running = Job()
     ended = []
     for _ in range(4):
-        ended.append(Work())
-        ended[-1].say(FINISHED)
-        wait_until(lambda: background._slots._value == PLACES - 1)
-    for work in ended[:2]:
+        ended.append(Job())
+        ended[-1].send(FINISHED)
+        wait_until(lambda: background._slots._value == SLOTS - 1)
+    wait_until(lambda: len(background._ended) == 2)
+    for job in ended[:2]:
+        wait_until(lambda: broker.newest(job.channel) is None)  # noqa: B023
         with pytest.raises(NotFound):
-            follow(work.id)
-    for work in ended[2:]:
-        assert told(read(follow(work.id))) == [STARTED, END]
-    running.say(FINISHED)
-    assert told(read(follow(running.id))) == [STARTED, END]
+            follow(job.id)
+    for job in ended[2:]:
+        assert pairs(read(follow(job.id))) == [STARTED, END]
+    running.send(FINISHED)
+    assert pairs(read(follow(running.id))) == [STARTED, END]
 
 
-def test_what_has_ended_is_kept_for_a_set_time(follow, monkeypatch):
-    work = Work()
-    work.say(FINISHED)
-    wait_until(lambda: has_ended(work.id))
+def test_a_job_that_has_ended_is_kept_for_a_set_time(follow, monkeypatch):
+    job = Job()
+    job.send(FINISHED)
+    wait_until(job.has_ended)
     monkeypatch.setattr(broker, "KEEP_SECONDS", 0)
-    Work().say(FINISHED)
+    Job().send(FINISHED)
     with pytest.raises(NotFound):
-        follow(work.id)
+        follow(job.id)
 
 
-# What is lost
+# Jobs whose process has died
 
 
-LAST_READ = {
-    "from the first": (None, False),
-    "from the newest": (None, True),
-    "who had the first": ("first", False),
-    "who had all": ("newest", False),
-    "who had what is no more": ("x", False),
+@pytest.fixture
+def orphan(request, store) -> str:
+    """The id of a job that started and published `a` before it died."""
+    id = request.node.name
+    publish(f"jobs:{id}", Event("", event="started"))
+    publish(f"jobs:{id}", Event("a"))
+    yield id
+    broker.forget(f"jobs:{id}")
+
+
+LAST_EVENT = {
+    "all from the first": (None, False),
+    "all from the newest": (None, True),
+    "what follows the first": ("first", False),
+    "what follows the newest": ("newest", False),
+    "what follows an unknown event": ("x", False),
 }
 
 
-@pytest.mark.parametrize("who", LAST_READ)
-def test_work_whose_process_has_died_is_ended_for_a_reader(
-    store, follow, monkeypatch, who
+@pytest.mark.parametrize("wanted", LAST_EVENT)
+def test_a_client_of_a_job_that_died_gets_an_end(
+    orphan, follow, monkeypatch, wanted
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.3)
-    first = publish(f"works:{who}", Event("", event="started"))
-    newest = publish(f"works:{who}", Event("a"))
-    last, from_newest = LAST_READ[who]
-    last = {"first": first, "newest": newest}.get(last, last)
+    first, newest = stored(f"jobs:{orphan}")
+    last, from_newest = LAST_EVENT[wanted]
+    last = {"first": first.id, "newest": newest.id}.get(last, last)
     begin = time.monotonic()
-    reader = Reader(follow(who, last, from_newest=from_newest))
-    assert reader.result()[-1] == LOST
+    follower = Follower(follow(orphan, last, from_newest=from_newest))
+    assert follower.result()[-1] == LOST
     assert time.monotonic() - begin > 0.3
-    assert told(held(who)) == [STARTED, A, LOST]
-    broker.forget(f"works:{who}")
+    assert pairs(stored(f"jobs:{orphan}")) == [STARTED, A, LOST]
 
 
-def test_a_reader_that_comes_and_goes_is_told_too(store, follow, monkeypatch):
+def test_a_client_that_keeps_reconnecting_gets_the_end_too(
+    orphan, follow, monkeypatch
+):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.3)
-    last = publish("works:x", Event("", event="started"))
+    last = broker.newest(f"jobs:{orphan}").id
 
     def visit():
-        with closing(follow("x", last)) as response:
+        with closing(follow(orphan, last)) as response:
             return b"".join(islice(response.iter_encoded(), 3))
 
     wait_until(lambda: b"failed" in visit())
-    broker.forget("works:x")
 
 
-def test_readers_of_silent_work_wait(store, follow, monkeypatch):
-    monkeypatch.setattr(background, "LOST_SECONDS", 1.5)
+def test_each_job_is_watched_once_however_many_clients_connect(
+    follow, monkeypatch
+):
+    def watch_when_all_have_connected(channel, watch=background._watch):
+        watched.append(channel)
+        all_have_connected.wait(30)
+        watch(channel)
+
+    def connect(id):
+        ready.wait()
+        followers.append(Follower(follow(id, last_ids[id])))
+
+    monkeypatch.setattr(background, "_watch", watch_when_all_have_connected)
+    monkeypatch.setattr(background, "LOST_SECONDS", 0)
+    ids = [f"orphan {number}" for number in range(4)] * 3
+    last_ids = {id: publish(f"jobs:{id}", Event("a")) for id in ids}
+    ready, all_have_connected = threading.Barrier(len(ids)), threading.Event()
+    watched, followers = [], []
+    threads = [threading.Thread(target=connect, args=[id]) for id in ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    all_have_connected.set()
+    for follower in followers:
+        assert follower.result() == [LOST]
+    assert sorted(watched) == [f"jobs:{id}" for id in ids[:4]]
+
+
+def test_a_job_is_watched_though_the_first_attempt_failed(
+    orphan, follow, monkeypatch
+):
+    monkeypatch.setattr(background, "LOST_SECONDS", 0.1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            follow(orphan)
+    assert Follower(follow(orphan)).result() == [STARTED, A, LOST]
+
+
+def test_a_pause_of_the_process_is_not_silence_of_the_job(
+    orphan, follow, monkeypatch
+):
+    looks, clock = [], count(step=1000)
+
+    def sleep(seconds):
+        looks.append(seconds)
+        time.sleep(seconds)
+
+    paused = SimpleNamespace(sleep=sleep, monotonic=lambda: next(clock))
+    monkeypatch.setattr(background, "time", paused)
+    follower = Follower(follow(orphan))
+    wait_until(lambda: len(looks) > 4)
+    last = broker.newest(f"jobs:{orphan}")
+    publish(f"jobs:{orphan}", FINISHED, after=last.id)
+    assert follower.result() == [STARTED, A, END]
+
+
+def test_a_silent_job_is_not_lost(store, follow, monkeypatch):
+    monkeypatch.setattr(background, "LOST_SECONDS", 1)
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.01)
-    work = Work()
-    reader = Reader(follow(work.id))
-    wait_until(lambda: len(reader.events) > 40)
-    work.say(FINISHED)
-    assert reader.result() == [STARTED, END]
+    job = Job()
+    follower = Follower(follow(job.id))
+    begin = time.monotonic()
+    wait_until(lambda: len(follower.events) > 25)
+    assert time.monotonic() - begin > 1
+    job.send(FINISHED)
+    assert follower.result() == [STARTED, END]
 
 
-def test_work_that_was_given_up_says_nothing_more(store, follow, monkeypatch):
+def test_a_job_that_was_ended_as_lost_publishes_nothing_more(
+    store, follow, monkeypatch
+):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.2)
     monkeypatch.setattr(background, "PULSE_SECONDS", 10)
-    work = Work()
-    assert told(read(follow(work.id))) == [STARTED, LOST]
-    work.say("a", FINISHED)
-    wait_until(work.interrupted.is_set)
-    assert told(held(work.id)) == [STARTED, LOST]
+    job = Job()
+    assert pairs(read(follow(job.id))) == [STARTED, LOST]
+    job.send("a", FINISHED)
+    wait_until(job.interrupted.is_set)
+    assert pairs(job.stored()) == [STARTED, LOST]
 
 
-def test_nothing_is_lost_or_doubled_while_redis_is_away(
+# Redis is down, answers too late, or has lost events
+
+
+def test_nothing_is_lost_or_doubled_while_redis_is_down(
     own_store, follow, monkeypatch
 ):
-    monkeypatch.setattr(background, "LOST_SECONDS", 1.5)
-    monkeypatch.setattr(background, "RETRY_SECONDS", 0.5)
-    work = Work()
-    work.say("a")
-    reader = Reader(follow(work.id))
-    wait_until(lambda: A in told(reader.events))
+    monkeypatch.setattr(background, "LOST_SECONDS", 1)
+    job = Job()
+    job.send("a")
+    follower = Follower(follow(job.id))
+    wait_until(lambda: follower.has(A))
     own_store.stop()
-    enough = reader.comments + 35  # to give it up, if that were its silence
-    work.say("b", "c")
-    wait_until(lambda: reader.comments > enough)
+    enough = follower.comments + 25  # to lose it, if that were its silence
+    job.send("b", "c")
+    wait_until(lambda: follower.comments > enough)
     own_store.start()
-    work.say(FINISHED)
-    texts = [STARTED, A, B, ("message", "c"), END]
-    assert reader.result() == texts
-    assert told(held(work.id)) == texts
+    job.send(FINISHED)
+    assert follower.result() == [STARTED, A, B, C, END]
+    assert pairs(job.stored()) == [STARTED, A, B, C, END]
 
 
-def test_who_comes_back_while_redis_is_away_is_to_come_again(own_store, follow):
-    work = Work()
+def test_a_job_that_died_while_redis_was_down_is_ended(
+    own_store, follow, monkeypatch
+):
+    monkeypatch.setattr(background, "LOST_SECONDS", 0.3)
+    publish("jobs:x", Event("", event="started"))
+    follower = Follower(follow("x"))
     own_store.stop()
-    again = follow(work.id, "1-0")  # 503 would be final for a browser
+    comments = follower.comments + 10
+    wait_until(lambda: follower.comments > comments)
+    own_store.start()
+    assert follower.result() == [STARTED, LOST]
+
+
+def test_a_client_that_reconnects_while_redis_is_down_is_to_try_again(
+    own_store, follow
+):
+    job = Job()
+    own_store.stop()
+    again = follow(job.id, "1-0")  # 503 would stop a browser for good
     assert (again.status_code, again.get_data()) == (200, b"retry: 3000\n")
     with pytest.raises(Unavailable):
-        follow(work.id)
+        follow(job.id)
     own_store.start()
-    work.say(FINISHED)
-    assert told(read(follow(work.id))) == [STARTED, END]
+    job.send(FINISHED)
+    assert pairs(read(follow(job.id))) == [STARTED, END]
 
 
-@pytest.mark.parametrize("at", [Event("a"), FINISHED])
-def test_what_was_published_though_redis_said_nothing_comes_once(
-    store, follow, monkeypatch, at
+@pytest.fixture
+def lose_an_answer(monkeypatch):
+    """Publish the event when it comes, and raise as if that had failed."""
+
+    def lose_an_answer(to: Event) -> None:
+        def publish_and_fail_once(channel, event, **options):
+            id = publish(channel, event, **options)
+            if event.encode() == to.encode() and not lost:
+                lost.append(event)
+                raise Unavailable
+            return id
+
+        monkeypatch.setattr(broker, "publish", publish_and_fail_once)
+
+    lost = []
+    yield lose_an_answer
+    assert lost
+
+
+@pytest.mark.parametrize("to", [Event("a"), FINISHED])
+def test_an_event_whose_answer_was_lost_is_published_once(
+    store, follow, lose_an_answer, to
 ):
-    def publish_and_fail_once(channel, event, **options):
-        id = publish(channel, event, **options)
-        if event.encode() == at.encode() and not failures:
-            failures.append(event)
-            raise Unavailable
-        return id
-
-    failures = []
-    monkeypatch.setattr(broker, "publish", publish_and_fail_once)
-    work = Work()
-    work.say("a", "b", FINISHED)
-    assert told(read(follow(work.id))) == [STARTED, A, B, END]
-    wait_until(lambda: failures)
+    lose_an_answer(to)
+    job = Job()
+    job.send("a", "b", FINISHED)
+    assert pairs(read(follow(job.id))) == [STARTED, A, B, END]
+    wait_until(all_slots_are_free)
+    assert pairs(job.stored()) == [STARTED, A, B, END]
 
 
-def test_what_goes_wrong_while_redis_is_away_is_told_when_it_is_back(
+def test_a_stop_whose_answer_was_lost_stops_the_job(
+    store, follow, stop, lose_an_answer
+):
+    job = Job()
+    lose_an_answer(Event({"error": "The job was stopped."}, event="failed"))
+    with pytest.raises(Unavailable):
+        stop(job.id)
+    wait_until(all_slots_are_free)
+    assert pairs(job.stored()) == [STARTED, STOPPED]
+
+
+def test_a_failure_while_redis_is_down_is_published_when_it_is_back(
     own_store, follow, monkeypatch, caplog
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 5)
     monkeypatch.setattr(background, "PULSE_SECONDS", 10)
-    work = Work()
+    job = Job()
     own_store.stop()
-    work.say(RuntimeError("secret"))
+    job.send(RuntimeError("secret"))
     wait_until(lambda: " failed" in caplog.text)
     own_store.start()
-    assert told(read(follow(work.id))) == [STARTED, WRONG]
+    assert pairs(read(follow(job.id))) == [STARTED, WRONG]
 
 
-def test_readers_get_an_end_though_redis_has_lost_it_all(
+def test_clients_get_an_end_though_redis_was_emptied(
     own_store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.5)
-    work = Work()
-    work.say("a")
-    reader = Reader(follow(work.id))
-    wait_until(lambda: A in told(reader.events))
+    job = Job()
+    job.send("a")
+    follower = Follower(follow(job.id))
+    wait_until(lambda: follower.has(A))
     own_store.client().flushall()
-    assert reader.result()[-1] == LOST
-    assert told(read(follow(work.id))) == [LOST]
-    wait_until(work.interrupted.is_set)
+    assert follower.result()[-1] == LOST
+    assert pairs(read(follow(job.id))) == [LOST]
+    wait_until(job.interrupted.is_set)
 
 
 @pytest.mark.parametrize("next_text", ["c", "a"])
-def test_work_of_which_redis_has_lost_a_part_does_not_finish(
+def test_a_job_of_which_redis_has_lost_an_event_does_not_finish(
     own_store, monkeypatch, next_text
 ):
     monkeypatch.setattr(background, "PULSE_SECONDS", 10)
-    work = Work()
-    work.say("a", "b")
-    wait_until(lambda: B in told(held(work.id)))
-    newest = broker.newest(f"works:{work.id}")
-    own_store.client().xdel(f"sse:works:{work.id}", newest.id)
-    work.say(next_text, FINISHED)
-    wait_until(lambda: has_ended(work.id))
-    assert told(held(work.id))[-1][0] == "failed"
+    job = Job()
+    job.send("a", "b")
+    wait_until(lambda: B in pairs(job.stored()))
+    newest = broker.newest(job.channel)
+    own_store.client().xdel(f"sse:{job.channel}", newest.id)
+    job.send(next_text, FINISHED)
+    wait_until(job.has_ended)
+    assert pairs(job.stored())[-1] == LOST
+
+
+@pytest.mark.parametrize("has_finished", [False, True])
+def test_clients_get_an_end_though_redis_was_set_back(
+    own_store, follow, monkeypatch, has_finished
+):
+    monkeypatch.setattr(background, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(background, "PULSE_SECONDS", 10)
+    redis, job = own_store.client(), Job()
+    key = f"sse:{job.channel}"
+    job.send("a")
+    wait_until(lambda: A in pairs(job.stored()))
+    backup = redis.dump(key)
+    follower = Follower(follow(job.id))
+    job.send("b", *[FINISHED] * has_finished)
+    wait_until(lambda: follower.has(END if has_finished else B))
+    last_id = follower.events[-1].id
+    redis.restore(key, 0, backup, replace=True)
+    back = Follower(follow(job.id, last_id))
+    if not has_finished:
+        job.send("c")
+        assert follower.result()[-1] == LOST
+        wait_until(job.interrupted.is_set)
+    assert back.result()[-1] == LOST
+    assert pairs(job.stored()) == [STARTED, A, LOST]

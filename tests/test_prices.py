@@ -4,20 +4,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import pytest
-from conftest import (
-    PROJECT,
-    Client,
-    RedisServer,
-    Server,
-    read_until,
-    wait_until,
-)
+from conftest import COMMANDS, PROJECT, Client, Server, read_until, wait_until
 from playwright.sync_api import Page, expect
 
 import broker
+import redis_broker
+import sse
 from broker import BEGIN, GAP, forget, publish, subscribe
 from demos import prices
 from event_source import parse_events
@@ -25,27 +20,10 @@ from redis_broker import RedisBroker
 from sse import Event
 
 SYMBOLS = ["ALFA", "BRVO", "CHLI", "DLTA", "ECHO"]
-FAST = "/stream/prices?interval=0.05"
 ALL = "/stream/prices?interval=0.01"
 STEP_MS = 50
 RESET = Event(GAP, event="reset", id=BEGIN)
 COLORS = ["#3b82f6", "#d97706", "#16a34a", "#db2777", "#8b5cf6"]
-
-
-def take(client: Client, count: int) -> dict[str, dict[str, float]]:
-    """Return the next prices, each with its id."""
-    events = list(islice(parse_events(client.chunks()), count))
-    assert all(event.event == "message" for event in events)
-    return {event.id: json.loads(event.data) for event in events}
-
-
-def take_until(client: Client, id: str) -> dict[str, dict[str, float]]:
-    taken = {}
-    for event in parse_events(client.chunks()):
-        taken[event.id] = json.loads(event.data)
-        if event.id == id:
-            return taken
-    raise AssertionError(f"{id} did not come")
 
 
 def times(ids) -> list[int]:
@@ -57,125 +35,202 @@ def gaps(ids) -> list[int]:
     return [after - before for before, after in pairwise(times(ids))]
 
 
-@pytest.fixture(scope="module")
-def market_server(command) -> Iterator[Server]:
-    """A server whose market opens with these tests."""
-    running = Server(command)
-    yield running
-    running.stop()
+# The market of a process, its channel in memory or in Redis
 
 
-@pytest.fixture(scope="module", params=["two gunicorn", "four flask run"])
-def instances(request, redis_server) -> Iterator[list[Server]]:
-    """Servers that share one Redis, and so one market."""
-    redis_server.client().delete("sse:prices")
-    commands = {"two gunicorn": ["gunicorn"] * 2}
-    with ExitStack() as stack:
-        running = []
-        for command in commands.get(request.param, ["flask run"] * 4):
-            running.append(Server(command, REDIS_URL=redis_server.url))
-            stack.callback(running[-1].stop)
-        yield running
+@pytest.fixture(autouse=True)
+def _closed_market(app, monkeypatch):
+    """Close the market of this process after the test."""
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
+    yield
+    wait_until(lambda: not markets())
 
 
-def test_prices_are_exactly_these_bytes(market_server):
-    with market_server.get("/stream/prices") as client:
-        assert client.header("Content-Type") == "text/event-stream"
-        assert client.header("Cache-Control") == "no-cache, no-transform"
-        received = read_until(client.chunks(), b"}\n\n").decode()
-    values = ",".join(rf'"{name}":\d+\.\d{{1,3}}' for name in SYMBOLS)
-    expected = rf":\nid: \d{{13}}-\d+\ndata: {{{values}}}\n\n"
-    assert re.fullmatch(expected, received)
+@pytest.fixture(params=["memory", "redis"])
+def store(request, monkeypatch, app) -> None:
+    """Where the channel is."""
+    if request.param == "redis":
+        url = request.getfixturevalue("redis_server").url
+        monkeypatch.setattr(broker, "BROKER", RedisBroker(url))
+        forget("prices")
 
 
-def test_the_five_symbols_walk_in_small_steps(market_server):
-    with market_server.get(FAST) as client:
-        steps = list(take(client, 20).values())
-    assert all(list(step) == SYMBOLS for step in steps)
+def markets() -> list[threading.Thread]:
+    return [
+        thread
+        for thread in threading.enumerate()
+        if "(run_market)" in thread.name
+    ]
+
+
+def watch() -> Iterator[Event | None]:
+    return prices.watch(subscribe("prices", BEGIN), 0.01)
+
+
+def take(events: Iterator[Event | None], count: int) -> dict[str, dict]:
+    """Return the next prices, each with its id."""
+    taken = {}
+    while len(taken) < count:
+        event = next(events)
+        if event is not None:
+            assert event.event in (None, "message")
+            taken[event.id] = json.loads(event.data)
+    return taken
+
+
+def test_the_five_symbols_walk_in_small_steps(store):
+    with closing(watch()) as events:
+        steps = list(take(events, 20).values())
+    assert steps[0] == dict.fromkeys(SYMBOLS, 100)
     for before, after in pairwise(steps):
-        for name in SYMBOLS:
-            assert after[name] == pytest.approx(before[name], rel=0.01)
+        assert list(after) == SYMBOLS
         assert before != after
+        assert after == pytest.approx(before, rel=0.01)
 
 
-def test_readers_of_one_server_see_the_same_prices(market_server):
-    with market_server.get(FAST) as one, market_server.get(FAST) as other:
-        seen = take(one, 20)
-        assert take_until(other, max(seen)).items() >= seen.items()
+def test_one_market_is_open_while_anybody_watches(store):
+    with closing(watch()) as one, closing(watch()) as other:
+        seen = take(one, 3)
+        assert take(other, 3) == seen
+        (thread,) = markets()
+        other.close()
+        take(one, 1)
+        assert markets() == [thread]
+    wait_until(lambda: not thread.is_alive())
+    assert prices.market.clients == 0
+
+    with closing(watch()) as again:
+        assert take(again, 3) == seen  # the history
+        take(again, 2)
+        assert len(markets()) == 1
 
 
-def test_readers_of_all_instances_see_one_market(instances):
+def test_clients_that_come_and_go_leave_one_market(store):
     with ExitStack() as stack:
-        readers = [
-            stack.enter_context(instance.get(ALL)) for instance in instances * 2
-        ]
-        seen = take(readers[0], 40)
-        last = max(seen)
-        for reader in readers[1:]:
-            assert take_until(reader, last) == seen
-    assert list(seen) == sorted(seen)
-    # Twenty a second in total, however many there are to publish.
-    waits = gaps(seen)[5:]
-    assert min(waits) >= STEP_MS - 2
-    assert sorted(waits)[len(waits) // 2] < 3 * STEP_MS
+        for _ in range(5):
+            with closing(watch()) as events:
+                take(events, 1)
+        events = stack.enter_context(closing(watch()))
+        take(events, 1)
+        wait_until(lambda: len(markets()) == 1)
 
 
-def test_the_market_of_all_instances_closes_when_nobody_watches(
-    instances, redis_server
+def test_a_stream_that_never_starts_opens_no_market(client):
+    for _ in range(3):
+        assert client.head("/stream/prices").status_code == 200
+        client.get("/stream/prices", buffered=False).close()
+    assert markets() == []
+    assert prices.market.clients == 0
+
+
+def test_a_market_that_cannot_open_is_opened_by_the_next_client(
+    app, monkeypatch
 ):
-    channel = redis_server.client()
-
-    def newest() -> str:
-        ((id, _),) = channel.xrevrange("sse:prices", count=1)
-        return id.decode()
-
-    with instances[0].get(ALL) as one, instances[1].get(ALL) as other:
-        take(one, 2)
-        take(other, 2)
-    wait_until(lambda: 1000 * time.time() - times([newest()])[0] > 400)
-    closing_id = newest()
-    with instances[1].get(ALL) as client:
-        after = take_until(client, closing_id)[closing_id]
-        opening = next(iter(take(client, 1).values()))
-    assert opening == pytest.approx(after, rel=0.01)
+    with monkeypatch.context() as patched:
+        failing = watch()
+        patched.setattr(threading.Thread, "start", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            next(failing)
+    with closing(watch()) as events:
+        take(events, 2)
 
 
-def test_a_new_reader_begins_with_the_history(market_server):
-    with market_server.get(FAST) as client:
-        seen = take(client, 20)
-    with market_server.get(FAST) as client:
-        history = take(client, 20)
-    assert history == seen
+@pytest.fixture
+def open_market():
+    """Run a market, as another process would; stop it with what it returns."""
+    with ExitStack() as opened:
+
+        def open_market() -> threading.Event:
+            closed = threading.Event()
+            args = [closed]
+            threading.Thread(target=prices.run_market, args=args).start()
+            opened.callback(closed.set)
+            return closed
+
+        yield open_market
 
 
-def test_goes_on_right_after_the_last_event_id(market_server):
-    with market_server.get(FAST) as client:
-        seen = list(take(client, 20))
-    with market_server.get(FAST, Last_Event_ID=seen[9]) as client:
-        assert list(take(client, 10)) == seen[10:]
+def test_two_markets_publish_no_faster_than_one(store, open_market):
+    for _ in range(2):
+        open_market()
+    with closing(subscribe("prices", BEGIN)) as events:
+        seen = take(events, 40)
+    assert min(gaps(seen)) >= STEP_MS - 2
+    for before, after in pairwise(seen.values()):
+        assert after == pytest.approx(before, rel=0.01)
 
 
-def test_an_id_that_is_not_held_gets_a_reset_and_the_history(market_server):
-    with market_server.get(FAST) as client:
-        seen = take(client, 5)
-    with market_server.get(FAST, Last_Event_ID="1-0") as client:
-        chunks = client.chunks()
-        assert next(chunks) == b":\n"
-        events = parse_events(chunks)
+def test_a_market_that_stops_is_taken_over(store, open_market):
+    first = open_market()
+    with closing(subscribe("prices", BEGIN)) as events:
+        walk = take(events, 5)
+        open_market()
+        first.set()
+        wait_until(lambda: len(markets()) == 1)
+        walk |= take(events, 20)
+    for before, after in pairwise(walk.values()):
+        assert after == pytest.approx(before, rel=0.01)
+
+
+def test_the_walk_continues_from_the_newest_prices(store):
+    newest = dict(zip(SYMBOLS, [1.5, 20.5, 300.5, 4000.5, 5.5], strict=True))
+    publish("prices", Event(newest))
+    with closing(watch()) as events:
+        first, *steps = take(events, 3).values()
+    assert first == newest
+    for step in steps:
+        assert step != newest
+        assert step == pytest.approx(newest, rel=0.02)
+
+
+def test_the_channel_keeps_no_more_than_the_history(store):
+    for _ in range(prices.HISTORY_EVENTS + 5):
+        publish("prices", Event(prices.OPENING), max_events=2000)
+    with closing(watch()) as events:
+        take(events, prices.HISTORY_EVENTS + 6)  # one is new
+    wait_until(lambda: not markets())
+    with closing(subscribe("prices", BEGIN)) as events:
         assert next(events).event == "reset"
-        assert [next(events).id for _ in seen] == list(seen)
+        take(events, prices.HISTORY_EVENTS)
+        assert next(events) is None
 
 
-def test_a_reader_with_a_longer_interval_is_sent_a_part(market_server):
-    with (
-        market_server.get(FAST) as client,
-        market_server.get("/stream/prices?interval=1") as slow,
-    ):
-        some = take(slow, 3)
-        every = take_until(client, max(some))
-    assert every.items() >= some.items()
-    assert all(950 < gap < 3000 for gap in gaps(some))
-    assert len(every) > 20
+# Who gets which prices
+
+
+@pytest.fixture
+def stream(client):
+    """Open the stream through the test client; return its events."""
+    with ExitStack() as opened:
+
+        def stream(query: str = "", last: str | None = None) -> Iterator[Event]:
+            headers = {} if last is None else {"Last-Event-ID": last}
+            response = client.get(
+                f"/stream/prices{query}", headers=headers, buffered=False
+            )
+            opened.enter_context(closing(response))
+            return parse_events(response.response)
+
+        yield stream
+
+
+def test_a_new_client_starts_with_the_history(stream):
+    history = [publish("prices", Event(prices.OPENING)) for _ in range(20)]
+    assert list(take(stream("?interval=0.05"), 25))[:20] == history
+
+
+def test_a_client_resumes_after_its_last_event_id(stream):
+    history = [publish("prices", Event(prices.OPENING)) for _ in range(20)]
+    resumed = take(stream("?interval=0.05", history[9]), 10)
+    assert list(resumed) == history[10:]
+
+
+def test_an_unknown_last_event_id_gets_a_reset_and_the_history(stream):
+    history = [publish("prices", Event(prices.OPENING)) for _ in range(5)]
+    events = stream("?interval=0.05", "1-0")
+    assert next(events).event == "reset"
+    assert list(take(events, 5)) == history
 
 
 @pytest.mark.parametrize(
@@ -189,7 +244,7 @@ def test_a_reader_with_a_longer_interval_is_sent_a_part(market_server):
         (10, [1]),
     ],
 )
-def test_is_sent_every_nth_price(monkeypatch, interval, sent):
+def test_a_client_gets_every_nth_price(monkeypatch, interval, sent):
     monkeypatch.setattr(prices, "opened_market", nullcontext)
     made = [Event({}, id=f"{n}-0") for n in range(1, 7)]
     watched = prices.watch((event for event in made), interval)
@@ -204,22 +259,23 @@ def test_a_reset_and_silence_are_passed_on(monkeypatch):
     assert watched == [RESET, price, None, RESET, None]
 
 
-def test_refuses_an_interval_out_of_range(client):
-    response = client.get("/stream/prices?interval=0.009")
-    assert response.status_code == 400
-    assert response.json["error"] == (
-        "interval must be a number from 0.01 to 10, got '0.009'."
-    )
+def test_an_interval_out_of_range_is_refused(client):
+    for interval in ("0.009", "10.1"):
+        response = client.get(f"/stream/prices?interval={interval}")
+        assert response.status_code == 400
+        assert response.json["error"] == (
+            f"interval must be a number from 0.01 to 10, got {interval!r}."
+        )
 
 
 def test_a_price_moves_by_a_factor_of_its_own():
-    factors = iter([1.01, 0.99, 1, 1.00004, 1.5])
+    factors = iter([1.01, 0.99, 1, 1.000004, 1.5])
     assert prices.moved(prices.OPENING, lambda: next(factors)) == {
-        "ALFA": 121.2,
-        "BRVO": 48.015,
-        "CHLI": 310,
-        "DLTA": 9.6,
-        "ECHO": 112.5,
+        "ALFA": 101,
+        "BRVO": 99,
+        "CHLI": 100,
+        "DLTA": 100,
+        "ECHO": 150,
     }
 
 
@@ -231,131 +287,112 @@ def test_a_price_that_only_falls_stays_above_zero():
     assert all(price > 0 for price in falling.values())
 
 
+# Redis is down, or has lost everything
+
+
 @pytest.fixture
-def closed_market():
-    """The market of this process, before and after each test closed."""
-    forget("prices")
-    yield
-    wait_until(lambda: not markets())
+def own_store(own_redis, app, monkeypatch):
+    monkeypatch.setattr(broker, "BROKER", RedisBroker(own_redis.url))
+    return own_redis
 
 
-def markets() -> list[threading.Thread]:
+def test_the_walk_continues_when_redis_is_back(own_store, caplog):
+    with closing(watch()) as events:
+        walk = take(events, 5)
+        own_store.stop()
+        for _ in range(15):
+            while next(events) is not None:
+                pass
+        assert len(caplog.records) <= 5  # not one for each step
+        own_store.start()
+        back_at = 1000 * time.time()
+        while times([max(walk)])[0] < back_at:
+            walk |= take(events, 1)
+    for before, after in pairwise(walk.values()):
+        assert after == pytest.approx(before, rel=0.01)
+
+
+def test_the_market_continues_when_redis_was_emptied(own_store):
+    with closing(watch()) as events:
+        take(events, 5)
+        own_store.client().flushall()
+        wait_until(lambda: getattr(next(events), "event", None) == "reset")
+        take(events, 5)
+
+
+# Servers
+
+
+def of_client(client: Client) -> Iterator[Event]:
+    return parse_events(client.chunks())
+
+
+def test_prices_are_exactly_these_bytes(start):
+    server = start("gunicorn")
+    with server.get("/stream/prices") as client:
+        assert client.header("Content-Type") == "text/event-stream"
+        assert client.header("Cache-Control") == "no-cache, no-transform"
+        received = read_until(client.chunks(), b"}\n\n").decode()
+    values = ",".join(rf'"{name}":\d+(\.\d{{1,3}})?' for name in SYMBOLS)
+    expected = rf":\nid: \d{{13}}-\d+\ndata: {{{values}}}\n\n"
+    assert re.fullmatch(expected, received)
+
+
+@pytest.fixture
+def instances(redis_server, start) -> list[Server]:
+    """Two servers that share one Redis, and so one market."""
+    redis_server.client().delete("sse:prices")
     return [
-        thread
-        for thread in threading.enumerate()
-        if "(run_market)" in thread.name
+        start(command, REDIS_URL=redis_server.url)
+        for command in COMMANDS.values()
     ]
 
 
-def opened() -> Iterator[Event | None]:
-    return prices.watch(subscribe("prices", BEGIN), 0.01)
+def test_the_clients_of_all_servers_see_one_market(instances, redis_server):
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(instance.get(ALL)) for instance in instances * 2
+        ]
+        seen = take(of_client(clients[0]), 40)
+        for client in clients[1:]:
+            assert take(of_client(client), 40) == seen
+    assert list(seen) == sorted(seen)
+    # Twenty a second in total, however many there are to publish.
+    waits = gaps(seen)[5:]
+    assert min(waits) >= STEP_MS - 2
+
+    def newest() -> str:
+        ((id, _),) = redis_server.client().xrevrange("sse:prices", count=1)
+        return id.decode()
+
+    # The market closes when nobody watches, and then opens where it closed.
+    wait_until(lambda: 1000 * time.time() - times([newest()])[0] > 400)
+    closing_id = newest()
+    with instances[1].get(ALL) as client:
+        events, walk = of_client(client), {}
+        while closing_id not in walk:
+            walk = take(events, 1)
+        (opening,) = take(events, 1).values()
+    assert opening == pytest.approx(walk[closing_id], rel=0.01)
 
 
-@pytest.mark.usefixtures("closed_market")
-def test_one_market_is_open_while_anybody_watches():
-    with closing(opened()) as one, closing(opened()) as other:
-        seen = [next(one) for _ in range(3)]
-        assert [next(other) for _ in range(3)] == seen
-        (thread,) = markets()
-        other.close()
-        next(one)
-        assert markets() == [thread]
-    wait_until(lambda: not thread.is_alive())
-
-    with closing(opened()) as again:
-        assert [next(again) for _ in range(3)] == seen
-        next(again)  # that other has not seen any more
-        next(again)
-        assert thread not in markets()
+def test_when_a_server_dies_another_takes_over_its_market(instances):
+    dying, other = instances
+    with dying.get(ALL) as client:
+        seen = take(of_client(client), 5)
+        with other.get(ALL) as survivor:
+            events = of_client(survivor)
+            assert take(events, 5) == seen
+            dying.process.kill()
+            walk = list(take(events, 40).values())
+    for before, after in pairwise(walk):
+        assert after == pytest.approx(before, rel=0.01)
 
 
-@pytest.mark.usefixtures("closed_market")
-def test_the_walk_goes_on_from_the_newest_prices():
-    newest = dict(zip(SYMBOLS, [1.5, 20.5, 300.5, 4000.5, 5.5], strict=True))
-    publish("prices", Event(newest))
-    with closing(opened()) as watched:
-        steps = [json.loads(next(watched).data) for _ in range(3)]
-    assert steps[0] == newest
-    for step in steps[1:]:
-        assert step != newest
-        assert step == pytest.approx(newest, rel=0.02)
+# The page
 
 
-@pytest.mark.usefixtures("closed_market")
-def test_what_was_never_begun_opens_no_market(client):
-    for _ in range(3):
-        assert client.head("/stream/prices").status_code == 200
-        client.get("/stream/prices", buffered=False).close()
-    assert markets() == []
-    assert prices.market.clients == 0
-
-
-@pytest.mark.usefixtures("closed_market")
-def test_the_channel_holds_no_more_than_the_history():
-    for _ in range(1500):
-        publish("prices", Event(prices.OPENING), max_events=2000)
-    with closing(opened()) as watched:
-        newest = list(islice(watched, 1501))[-1]
-    with closing(subscribe("prices", BEGIN)) as events:
-        assert next(events).event == "reset"
-        held = []
-        while newest.id not in held:
-            held.append(next(events).id)
-    assert len(held) == prices.HISTORY_EVENTS
-
-
-@pytest.fixture
-def away(own_redis, start) -> Server:
-    return start(
-        "flask run",
-        REDIS_URL=own_redis.url,
-        FLASK_KEEP_ALIVE_SECONDS="0.1",
-    )
-
-
-def test_goes_on_where_it_was_when_redis_is_back(away, own_redis):
-    with away.get(FAST) as client:
-        before = take(client, 5)
-        own_redis.stop()
-        chunks = client.chunks()
-        while next(chunks) != b":\n":
-            pass
-        own_redis.start()
-        back_at = 1000 * time.time()
-        after = {}
-        while not after or times([max(after)])[0] < back_at:
-            after |= take(client, 1)
-    walk = list((before | after).values())
-    for one, other in pairwise(walk):
-        assert one == pytest.approx(other, rel=0.01)
-
-
-def test_does_not_fill_the_log_while_redis_is_away(away, own_redis):
-    with away.get(FAST) as client:
-        take(client, 2)
-        own_redis.stop()
-        comments = 0
-        for chunk in client.chunks():
-            comments += chunk.count(b":\n")
-            if comments == 15:
-                break
-    assert len(away.logged("Redis is away")) <= 5
-
-
-def test_goes_on_when_redis_has_lost_everything(away, own_redis):
-    with away.get(FAST) as client:
-        before = take(client, 5)
-        own_redis.client().flushall()
-        comments = 0
-        for chunk in client.chunks():
-            comments += chunk.count(b":\n")
-            assert comments < 200, "the market stands still"
-            ids = re.findall(r"(?m)^id: (.+)", chunk.decode())
-            if ids and times(ids)[-1] > times([max(before)])[0] + 500:
-                break
-
-
-def told(page: Page, *events: tuple[int, list[float] | None]) -> None:
+def show(page: Page, *events: tuple[float, list[float] | None]) -> None:
     """Start the page with prices at seconds; None for them is a reset."""
     body = b"retry: 86400000\n"
     for seconds, values in events:
@@ -363,7 +400,7 @@ def told(page: Page, *events: tuple[int, list[float] | None]) -> None:
             body += RESET.encode()
         else:
             data = dict(zip(SYMBOLS, values, strict=True))
-            body += Event(data, id=f"{1000 * seconds}-0").encode()
+            body += Event(data, id=f"{round(1000 * seconds)}-0").encode()
     page.route(
         "**/stream/prices?*",
         lambda route: route.fulfill(
@@ -391,40 +428,29 @@ def expect_table(page: Page, rows: list[list[str]]) -> None:
     assert table.evaluate_all(CELLS) == rows
 
 
-def test_table_tells_the_current_price_and_how_it_has_changed(lesson_page):
+def test_the_table_shows_each_price_and_its_change(lesson_page):
     page = lesson_page("prices")
-    told(page, (1, OPENED), (2, [1.0] * 5), (3, MOVED))
-    expect_table(page, ROWS)
+    for first, *then in [
+        [(1, OPENED), (2, [1.0] * 5), (3, MOVED)],
+        # Change is counted from the first price after a reset, or in a minute.
+        [(1, [1.0] * 5), (2, None), (3, OPENED), (4, MOVED)],
+        [(1, [1.0] * 5), (29, [1.0] * 5), (31, OPENED), (90, MOVED)],
+    ]:
+        show(page, (0, [1.0] * 5), (0, None), first, (2, [3.0] * 5))
+        expect(page.locator("#prices")).to_contain_text("3.00")
+        show(page, first, *then)
+        expect_table(page, ROWS)
+    # And it does so to a screen reader.
     for name in SYMBOLS:
         expect(page.get_by_role("rowheader", name=name)).to_be_visible()
     for name in ("Symbol", "Price", "Change"):
         expect(page.get_by_role("columnheader", name=name)).to_be_visible()
-
-
-def test_a_screen_reader_is_told_the_prices(lesson_page):
-    page = lesson_page("prices")
-    told(page, (1, OPENED), (3, MOVED))
-    expect_table(page, ROWS)
     chart = page.get_by_role("img", name="the table below has the values")
     expect(chart).to_have_count(1)
     table = page.get_by_role("table", name="The last minute, from first to")
     for row in ROWS:
         name = " ".join(row)
         expect(table.get_by_role("row", name=name)).to_have_count(1)
-
-
-@pytest.mark.parametrize(
-    "events",
-    [
-        [(1, [1.0] * 5), (2, None), (3, OPENED), (4, MOVED)],
-        [(1, [1.0] * 5), (29, [1.0] * 5), (31, OPENED), (90, MOVED)],
-    ],
-    ids=["a reset", "a minute"],
-)
-def test_change_is_counted_from_the_first_price_after(lesson_page, events):
-    page = lesson_page("prices")
-    told(page, *events)
-    expect_table(page, ROWS)
 
 
 COPIED = """
@@ -462,45 +488,37 @@ def painted(page: Page) -> dict[str, list[list[int]]]:
     return page.locator("#chart").evaluate(PIXELS, COLORS)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "lowest", "highest"), [("light", 0, 100), ("dark", 180, 255)]
-)
-def test_chart_has_five_lines_and_labels_that_stand_out(
-    lesson_page, scheme, lowest, highest
-):
+def test_the_chart_has_five_lines_and_labels_that_stand_out(lesson_page):
     page = lesson_page("prices")
-    page.emulate_media(color_scheme=scheme)
     page.get_by_label("Interval").fill("0.05")
     page.get_by_role("button", name="Start").click()
-    wait_until(lambda: min(map(len, painted(page).values())) > 50)
-    wait_until(lambda: page.locator("#chart").evaluate(LABELS))
-    labels = page.locator("#chart").evaluate(LABELS)
-    assert all(lowest <= part <= highest for rgb in labels for part in rgb)
+    for scheme, lowest, highest in [("light", 0, 100), ("dark", 180, 255)]:
+        page.emulate_media(color_scheme=scheme)
+
+        def stand_out(lowest=lowest, highest=highest):
+            labels = page.locator("#chart").evaluate(LABELS)
+            parts = [part for rgb in labels for part in rgb]
+            return parts and all(lowest <= part <= highest for part in parts)
+
+        wait_until(stand_out)
+        wait_until(lambda: min(map(len, painted(page).values())) > 50)
     expect(page.locator("#prices > tr")).to_have_count(5)
 
 
-def test_lines_lie_in_the_order_of_the_changes(lesson_page):
+def test_the_lines_lie_in_the_order_of_the_changes(lesson_page):
     page = lesson_page("prices")
-    told(page, (1, [100.0] * 5), (2, [105.0, 101.0, 100.0, 99.0, 90.0]))
+    show(page, (1, OPENED))  # one price alone is drawn, too
     expect(page.locator("#prices > tr")).to_have_count(5)
+    assert any(painted(page).values())
+    show(page, (1, [100.0] * 5), (2, [105.0, 101.0, 100.0, 99.0, 90.0]))
+    expect(page.locator("#prices")).to_contain_text("105.00")
     ends = [max(places) for places in painted(page).values()]
     heights = [y for _, y in ends]
     assert heights == sorted(heights)
     assert len(set(heights)) == 5
     assert len({round(x, -1) for x, _ in ends}) == 1
 
-
-def test_one_price_alone_is_drawn(lesson_page):
-    page = lesson_page("prices")
-    told(page, (1, OPENED))
-    expect(page.locator("#prices > tr")).to_have_count(5)
-    assert any(painted(page).values())
-
-
-def test_chart_is_drawn_anew_for_another_size_of_the_window(lesson_page):
-    page = lesson_page("prices")
-    told(page, (1, OPENED), (2, MOVED))
-    expect(page.locator("#prices > tr")).to_have_count(5)
+    # The chart fits the window.
     chart = page.locator("#chart")
     fits = "e => e.width === e.clientWidth * devicePixelRatio"
     for width in (360, 700, 1600):
@@ -527,23 +545,16 @@ COUNTED = """() => {
 }"""
 
 
-def test_a_page_begins_with_the_history(
-    start, own_redis: RedisServer, page, monkeypatch
-):
-    monkeypatch.setattr(broker, "BROKER", RedisBroker(own_redis.url))
-    for _ in range(prices.HISTORY_EVENTS):
-        publish(
-            "prices", Event(prices.OPENING), max_events=prices.HISTORY_EVENTS
-        )
-    server = start("flask run", REDIS_URL=own_redis.url)
-    page.goto(f"{server.url}/demos/prices")
+def test_the_page_shows_all_of_the_history(lesson_page):
+    page = lesson_page("prices")
     page.evaluate(COUNTED)
-    page.get_by_label("Interval").fill("0.01")
-    page.get_by_role("button", name="Start").click()
-    wait_until(lambda: page.evaluate("most") >= prices.HISTORY_EVENTS)
+    count = prices.HISTORY_EVENTS
+    history = [(100 + n * STEP_MS / 1000, OPENED) for n in range(count)]
+    show(page, (1, None), *history)
+    wait_until(lambda: page.evaluate("most") >= count)
 
 
-def test_chart_is_at_most_60_lines():
+def test_the_chart_is_at_most_60_lines():
     lines = (PROJECT / "static/chart.js").read_text("utf-8").splitlines()
     assert len(lines) <= 60
     assert max(map(len, lines)) <= 80
