@@ -29,7 +29,7 @@ def pulses() -> list[threading.Thread]:
 
 
 @pytest.fixture(autouse=True)
-def fresh_broker(monkeypatch) -> Iterator[None]:
+def fresh_broker(app, monkeypatch) -> Iterator[None]:
     """As in a process that has just started. No thread is left at the end."""
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)  # to end soon
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from conftest import COMMANDS, NAMES, Server, open_stream, wait_until
+from werkzeug.test import create_environ
 
 from app import create_app
 
@@ -77,3 +78,17 @@ def test_a_place_is_free_again_after_an_exception_in_the_debugger(monkeypatch):
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
             app.test_client().get("/sse")
+
+
+def test_a_place_is_free_again_if_the_response_is_never_closed():
+    """As under `flask run`, if the client resets a stream that has ended."""
+    app = create_app({"MAX_STREAMS": 1})
+    for _ in range(3):
+        statuses = []
+        body = app(
+            create_environ("/sse?interval=0.01"),
+            lambda status, headers: statuses.append(status),  # noqa: B023
+        )
+        next(iter(body))
+        assert statuses == ["200 OK"]
+        del body

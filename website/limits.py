@@ -1,6 +1,7 @@
 """A limit on the streams that are open at once in this process."""
 
 import threading
+from weakref import finalize
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import ServiceUnavailable
@@ -36,7 +37,9 @@ def init_app(app: Flask) -> None:
     @app.after_request
     def free_place_when_closed(response: Response) -> Response:
         if "free_place" in g and response.is_streamed:
-            response.call_on_close(g.pop("free_place"))
+            # Werkzeug does not close a response if the client resets the
+            # connection, so free the place when it is garbage, too.
+            response.call_on_close(finalize(response, g.pop("free_place")))
         return response
 
     @app.teardown_request
