@@ -52,7 +52,7 @@ def produce(rate, put, closed):
 
 def batches(rate, flush_seconds, produce=produce):
     room = int(2 * rate * max(flush_seconds, 1))
-    buffer = deque(maxlen=room)  # when it is full, the oldest goes
+    buffer = deque(maxlen=room)  # drops the oldest if it is full
     arrived, closed = threading.Condition(), threading.Event()
 
     def put(message):

@@ -28,10 +28,7 @@ from socket import SHUT_RDWR
 from flask import Blueprint, g, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed
-from wsproto.utilities import (
-    LocalProtocolError,
-    RemoteProtocolError,
-)
+from wsproto.utilities import ProtocolError
 
 from checks import query_number
 from sse import Event, EventStream, last_event_number
@@ -50,16 +47,14 @@ sock = Sock()
 
 @bp.before_request
 def read_request():
-    g.interval = query_number(
-        "interval", INTERVAL_SECONDS, 0.01, 10
-    )
-    newest = int(time.time() / g.interval)
-    last = last_event_number()
-    last = last or query_number("after", newest, 0, 10**15)
-    g.after = max(newest - MAX_EVENTS, min(last, newest))
+    interval = query_number("interval", INTERVAL_SECONDS, 0.01, 10)
+    newest = int(time.time() / interval)
+    after = query_number("after", newest, 0, 10**15)
+    last = min(last_event_number() or after, newest)
+    g.interval, g.after = interval, max(last, newest - MAX_EVENTS)
     line = f"{request.method} {request.full_path} HTTP/1.1\r\n"
     g.asked = {"asked_bytes": len(f"{line}{request.headers}")}
-    # To compress one way of the four would be no comparison.
+    # Compression would favour one of the four ways.
     request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
 
 
@@ -67,10 +62,9 @@ def read_request():
 def poll():
     now = time.time()
     newest = int(now / g.interval)
-    ticks = [
-        *islice(ticking(g.interval, g.after), newest - g.after)
-    ]
-    body = {"now": now, "newest": newest, "ticks": ticks, **g.asked}
+    ticks = islice(ticking(g.interval, g.after), newest - g.after)
+    body = {"now": now, "newest": newest, "ticks": [*ticks]}
+    body |= g.asked
     return body, {"Cache-Control": "no-store"}
 
 
@@ -82,14 +76,14 @@ def long_poll():
 
 @bp.get("/socket")
 @bp.errorhandler(ConnectionError)
-@bp.errorhandler(RemoteProtocolError)
+@bp.errorhandler(ProtocolError)
 def no_socket(error=None):
     return {"error": "This URL expects a WebSocket handshake."}, 400
 
 
 @sock.route("/socket", bp=bp)
 def socket(ws):
-    with suppress(ConnectionClosed, LocalProtocolError, OSError):
+    with suppress(ConnectionClosed, ProtocolError, OSError):
         ws.send(json.dumps(g.asked))
         for tick in ticking(g.interval, g.after, sleep=ws.receive):
             ws.send(json.dumps(tick))
@@ -102,9 +96,8 @@ def socket(ws):
 def stream():
     ticks = ticking(g.interval, g.after)
     events = (Event(tick, id=tick["n"]) for tick in ticks)
-    return EventStream(
-        chain([Event(g.asked, event="asked")], events)
-    )
+    first = Event(g.asked, event="asked")
+    return EventStream(chain([first], events))
 
 
 def ticking(interval, n, now=time.time, sleep=time.sleep):

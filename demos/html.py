@@ -48,6 +48,7 @@ PLACEHOLDER = Markup(
 PART = Markup(
     '<p id="{0}-part" data-place="{0}"><b>{0}</b>: {1}</p>\n'
 )
+MOVE = Markup(f"<script>{SCRIPT}</script>\n")
 
 bp = Blueprint("html", __name__)
 logger = logging.getLogger(__name__)
@@ -59,12 +60,10 @@ def stream():
     if fail and fail not in PARTS:
         allowed = ", ".join(PARTS)
         abort(400, f"fail must be one of {allowed}, got {fail!r}.")
-    return Response(
-        page(fail), mimetype="text/html", headers=HEADERS
-    )
+    return Response(page(fail), headers=HEADERS)
 
 
-def compute(name, seconds, fail, closed):
+def work(name, seconds, fail, closed):
     if closed.wait(seconds):
         logger.info("html: %s stopped, nobody waits for it", name)
         return ""
@@ -73,32 +72,29 @@ def compute(name, seconds, fail, closed):
     return f"Ready after {seconds} s of work."
 
 
-def outcome(name, future):
+def part(name, seconds, fail, closed):
     try:
-        return future.result()
+        text = work(name, seconds, fail, closed)
     except Exception:
         logger.exception("html: %s failed", name)
-        return "This part has failed."
+        text = "This part has failed."
+    return PART.format(name, text) + MOVE
 
 
-def page(fail, parts=PARTS, compute=compute):
+def page(fail, parts=PARTS):
     closed = threading.Event()
     with ThreadPoolExecutor(len(parts)) as pool:
         try:
-            names = {}
-            for name, seconds in parts.items():
-                job = (compute, name, seconds, fail, closed)
-                names[pool.submit(*job)] = name
+            working = {
+                pool.submit(part, name, seconds, fail, closed)
+                for name, seconds in parts.items()
+            }
             yield HEAD + "".join(map(PLACEHOLDER.format, parts))
-            working = set(names)
             while working:
                 done, working = wait(
                     working, NOTICE_SECONDS, "FIRST_COMPLETED"
                 )
-                for part in done:
-                    text = outcome(names[part], part)
-                    yield PART.format(names[part], text)
-                    yield f"<script>{SCRIPT}</script>\n"
-                yield "\n"  # fails if the browser has disconnected
+                ready = "".join(one.result() for one in done)
+                yield ready + "\n"  # fails if the browser is gone
         finally:
             closed.set()  # and the pool waits for all its threads

@@ -1,23 +1,23 @@
 import json
 import socket
 import threading
-import time
 
 import pytest
 from conftest import Client, wait_until
 from werkzeug.serving import make_server
 
+from demos import batch
 from demos.batch import batches
 from event_source import parse_events
 
-STALL_SECONDS = 4
+ROOM = 20_000  # messages that the buffer holds at the highest rate
 
 
 def messages_of(event):
     return json.loads(event.data)
 
 
-def test_batches_are_arrays_whose_messages_count_on(server):
+def test_batches_are_arrays_without_a_gap(server):
     with server.get("/stream/batch?rate=1000&flush=50") as client:
         events = parse_events(client.chunks())
         arrays = [messages_of(next(events)) for _ in range(10)]
@@ -41,10 +41,10 @@ def test_an_empty_buffer_sends_nothing(server):
         assert messages_of(next(parse_events(chunks)))[0]["n"] == 1
 
 
-def test_drops_the_oldest_of_a_full_buffer_and_says_how_many():
+def test_a_full_buffer_drops_the_oldest_and_reports_how_many():
     reading, put_all = threading.Event(), threading.Event()
 
-    def produce(rate, put, left):
+    def produce(rate, put, closed):
         put({"n": 1})
         reading.wait()
         for n in range(2, 101):
@@ -62,7 +62,7 @@ def test_drops_the_oldest_of_a_full_buffer_and_says_how_many():
 
 @pytest.fixture
 def small_buffers(app):
-    """The app on a socket that holds little of what nobody reads."""
+    """The app on a socket that buffers little of what nobody reads."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         port = listener.getsockname()[1]
@@ -76,10 +76,14 @@ def small_buffers(app):
         server.server_close()
 
 
-def test_a_reader_that_stalls_is_told_what_it_missed(small_buffers):
+def test_a_client_that_stalls_is_told_how_much_it_missed(
+    small_buffers, monkeypatch
+):
+    produced = []
+    monkeypatch.setattr(batch, "random", lambda: produced.append(1) or 0.5)
     path = "/stream/batch?rate=10000&flush=10"
     with Client(small_buffers, "GET", path) as client:
-        time.sleep(STALL_SECONDS)
+        wait_until(lambda: len(produced) > 2 * ROOM)
         seen = 0
         events = parse_events(client.chunks())
         for event in events:
@@ -92,7 +96,7 @@ def test_a_reader_that_stalls_is_told_what_it_missed(small_buffers):
         assert messages_of(next(events))[0]["n"] == seen + dropped + 1
 
 
-def test_the_source_ends_with_the_stream():
+def test_the_producer_ends_with_the_stream():
     before = set(threading.enumerate())
     streams = [batches(rate=1000, flush_seconds=0.01) for _ in range(20)]
     for stream in streams:

@@ -1,6 +1,8 @@
 from conftest import PROJECT
 from parts import needed
 
+from demos.hello import hello
+
 BODY = [
     b"data: Hello\n\n",
     b"data: Are you there?\n\n",
@@ -14,6 +16,13 @@ def test_sends_exactly_these_bytes_one_event_at_a_time(server):
         assert client.header("Content-Type") == "text/event-stream"
         assert client.header("Access-Control-Allow-Origin") == "*"
         assert list(client.chunks()) == BODY
+
+
+def test_pauses_between_events():
+    happened = []
+    for event in hello(2, sleep=happened.append):
+        happened.append(event.encode())
+    assert happened == [BODY[0], 2, BODY[1], 2, BODY[2]]
 
 
 def test_needs_no_part():

@@ -348,21 +348,22 @@ def said(page, words):
 
 
 def test_a_reload_of_the_app_is_a_lost_connection(reader, own_app):
-    reader.get_by_label("retry").fill("1500")  # the old worker has left by then
+    # By then, the old worker has stopped.
+    reader.locator("[name=retry]").fill("1500")
     press(reader, "Start")
     said(reader, "message: event 1.").wait_for()
     own_app.process.send_signal(signal.SIGHUP)
-    said(reader, "it asks again").first.wait_for()
+    said(reader, "the browser reconnects").first.wait_for()
     said(reader, "open: readyState").nth(1).wait_for()
     expect(said(reader, "failed the connection")).to_have_count(0)
 
 
 def test_browsers_come_back_to_an_app_that_was_away(reader, own_app, start):
-    reader.get_by_label("retry").fill("100")
+    reader.locator("[name=retry]").fill("100")
     press(reader, "Start")
     said(reader, "message: event 1.").wait_for()
     own_app.stop()
-    said(reader, "There is no connection.").nth(1).wait_for()
+    said(reader, "The browser could not connect.").nth(1).wait_for()
     start("gunicorn", port=own_app.port)
     said(reader, "message: event 2.").wait_for()
     expect(said(reader, "failed the connection")).to_have_count(0)

@@ -82,36 +82,50 @@ def test_messages_are_an_interval_apart():
     ]
 
 
-def test_an_event_leaves_the_moment_it_is_made(server):
+def test_an_event_is_sent_as_soon_as_it_is_produced(server):
     start = time.monotonic()
     with post(server, "?interval=10", b'{"a": 1}') as client:
         assert read_until(client.chunks(), b"\n\n") == (
             b":\nevent: request\n"
             b'data: {"method":"POST","headers":{},"body":{"a":1}}\n\n'
         )
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10  # before there is another
 
 
 @framings
-def test_a_body_of_the_greatest_size_passes_and_one_byte_more_does_not(
-    server, framed
-):
+def test_a_body_may_have_the_maximum_size_but_not_a_byte_more(server, framed):
     body = b'{"a": "' + b"x" * (MAX_BODY_BYTES - 9) + b'"}'
     with post(server, FAST, framed(body)) as client:
         assert client.read().endswith(b'data: {"members":1}\n\n')
     assert error(post(server, FAST, framed(body + b" "))) == (413, NO_ROOM)
 
 
-def test_what_is_not_a_json_object_is_refused(site):
-    assert error(post(site, FAST, b"[]")) == (400, NO_OBJECT)
-    assert error(site.post("/api/sse", b"{}")) == (
-        415,
-        "The body must have the Content-Type application/json.",
-    )
+@pytest.mark.parametrize(
+    ("query", "sent", "status", "sentence"),
+    [
+        ("", {"json": []}, 400, NO_OBJECT),
+        (
+            "",
+            {"data": "{}"},
+            415,
+            "The body must have the Content-Type application/json.",
+        ),
+        (
+            "?interval=0",
+            {"json": {}},
+            400,
+            "interval must be a number from 0.01 to 10, got '0'.",
+        ),
+    ],
+)
+def test_refuses_with_a_sentence(client, query, sent, status, sentence):
+    response = client.post(f"/api/sse{query}", **sent)
+    assert response.status_code == status
+    assert response.json == {"error": sentence}
 
 
 @pytest.mark.parametrize("chunk", [b"zz\r\n{}\r\n0\r\n\r\n", b"9\r\n{}"])
-def test_a_body_that_breaks_off_is_refused(server, chunk):
+def test_refuses_an_incomplete_body(server, chunk):
     head = (
         "POST /api/sse HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -127,14 +141,7 @@ def test_a_body_that_breaks_off_is_refused(server, chunk):
     assert "Traceback" not in "\n".join(server.log[before:])
 
 
-def test_refuses_an_interval_out_of_range(site):
-    assert error(post(site, "?interval=0")) == (
-        400,
-        "interval must be a number from 0.01 to 10, got '0'.",
-    )
-
-
-def test_get_is_refused(client):
+def test_refuses_get(client):
     response = client.get("/api/sse")
     assert response.status_code == 405
     assert "POST" in response.headers["Allow"]
@@ -143,19 +150,6 @@ def test_get_is_refused(client):
 def status(server: Server) -> int:
     with post(server, FAST) as client:
         return client.status
-
-
-def test_takes_a_place_until_the_client_leaves(start, command):
-    server = start(command, FLASK_MAX_STREAMS="1")
-    with post(server, "?interval=0.05", LONG.encode()) as first:
-        assert first.status == 200
-        with post(server, FAST) as second:
-            assert second.header("Retry-After") == "5"
-            assert error(second) == (
-                503,
-                "Too many streams are open. Try again in a few seconds.",
-            )
-    wait_until(lambda: status(server) == 200)
 
 
 def send(page, body: str) -> None:
@@ -182,7 +176,7 @@ def test_page_shows_every_event_as_text_in_order(lesson_page):
     expect(page.locator("#state")).to_have_text("closed")
 
 
-def test_stop_in_the_middle_ends_the_stream_on_the_server(start, command, page):
+def test_stop_ends_the_stream_on_the_server(start, command, page):
     server = start(command, FLASK_MAX_STREAMS="1")
     page.goto(f"{server.url}/demos/post")
     send(page, LONG)
@@ -196,7 +190,7 @@ def test_stop_in_the_middle_ends_the_stream_on_the_server(start, command, page):
     assert "problem" not in " ".join(shown(page))
 
 
-def test_page_shows_the_sentence_of_a_refusal(lesson_page):
+def test_page_shows_why_its_request_was_refused(lesson_page):
     page = lesson_page("post")
     send(page, '{"city": "Paris"')
     page.get_by_text("problem:").wait_for()
@@ -210,7 +204,7 @@ def test_page_shows_the_sentence_of_a_refusal(lesson_page):
     [
         (
             {"content_type": "text/event-stream", "body": "data: 1\n\n"},
-            "The stream has broken off.",
+            "The stream broke off.",
         ),
         (
             {"content_type": "text/html", "body": "<h1>Bad gateway</h1>"},
@@ -218,9 +212,7 @@ def test_page_shows_the_sentence_of_a_refusal(lesson_page):
         ),
     ],
 )
-def test_page_says_so_when_the_answer_is_not_whole(
-    lesson_page, answer, sentence
-):
+def test_page_reports_an_incomplete_response(lesson_page, answer, sentence):
     page = lesson_page("post")
     page.route("**/api/sse", lambda route: route.fulfill(**answer))
     send(page, "{}")
@@ -228,7 +220,7 @@ def test_page_says_so_when_the_answer_is_not_whole(
     assert page.locator("#state").text_content() == "closed"
 
 
-def test_sending_again_leaves_the_stream_before(lesson_page):
+def test_sending_again_aborts_the_previous_stream(lesson_page):
     page = lesson_page("post")
     aborted = []
     page.on("requestfailed", lambda request: aborted.append(request.post_data))

@@ -65,7 +65,7 @@ def test_a_cut_stream_is_exactly_these_bytes(server):
         (None, "&last=1000000000000000", 1000000000000001),
     ],
 )
-def test_goes_on_after_the_last_event_id_or_else_the_last_of_the_url(
+def test_resumes_after_the_last_event_id_or_else_last_in_the_url(
     client, monkeypatch, header, query, first
 ):
     monkeypatch.setattr(reconnect, "TICK_SECONDS", 0)
@@ -73,16 +73,17 @@ def test_goes_on_after_the_last_event_id_or_else_the_last_of_the_url(
     path = f"{STREAM}?drop_after=1{query}"
     answer = client.get(path, headers=headers)
     asked, event = answer.text.split("\n\n", 1)
-    told = json.loads(asked.partition("data: ")[2])
-    assert told == {"url": path, "header": "none" if header is None else header}
+    assert json.loads(asked.partition("data: ")[2]) == {
+        "url": path,
+        "header": "none" if header is None else header,
+    }
     assert event == f"id: {first}\ndata: event {first}\n\n"
 
 
-ALL_STATUSES = pytest.mark.parametrize("status", reconnect.STATUSES.split())
-WAYS_BACK = pytest.mark.parametrize(
+RECONNECTS = pytest.mark.parametrize(
     ("query", "headers", "last"),
     [
-        ("", {"Last_Event_ID": "3"}, 3),
+        ("", {"Last-Event-ID": "3"}, 3),
         ("&last=3", {}, 3),
         ("&drop_after=0", {}, 0),
     ],
@@ -90,45 +91,52 @@ WAYS_BACK = pytest.mark.parametrize(
 )
 
 
-@ALL_STATUSES
-def test_who_comes_for_the_first_time_gets_events(server, status):
-    with server.get(f"{STREAM}?status={status}") as client:
-        assert client.status == 200
-        assert client.header("Content-Type") == "text/event-stream"
-        assert next(client.chunks()).startswith(b"retry: 1000\n")
+def test_the_first_request_gets_events_whatever_the_status(client):
+    for status in reconnect.STATUSES.split():
+        with client.get(f"{STREAM}?status={status}") as response:
+            assert response.status_code == 200
+            assert response.content_type == "text/event-stream"
+            assert next(response.response) == b"retry: 1000\n"
 
 
-@WAYS_BACK
-@pytest.mark.parametrize("status", [204, 401, 404, 500, 503])
-def test_who_comes_back_gets_the_status_and_no_body(
-    server, status, query, headers, last
+@RECONNECTS
+def test_a_reconnect_gets_the_status_and_no_body(client, query, headers, last):
+    for status in (204, 401, 404, 500, 503):
+        path = f"{STREAM}?status={status}{query}"
+        response = client.get(path, headers=headers)
+        assert response.status_code == status
+        assert response.data == b""
+
+
+@RECONNECTS
+def test_a_reconnect_is_redirected_to_the_next_events(
+    client, query, headers, last
 ):
-    with server.get(f"{STREAM}?status={status}{query}", **headers) as client:
-        assert client.status == status
-        assert client.read() == b""
-
-
-@WAYS_BACK
-@pytest.mark.parametrize("status", [301, 307])
-def test_who_comes_back_is_sent_to_where_the_events_go_on(
-    server, status, query, headers, last
-):
-    path = f"{STREAM}?status={status}&drop=cut&retry=500{query}"
     expected = {"drop": "cut", "retry": "500", "last": str(last)}
     if "drop_after" in query:
         expected["drop_after"] = "0"
-    with server.get(path, **headers) as client:
-        assert client.status == status
-        url = urlsplit(client.header("Location"))
-    assert (url.path, dict(parse_qsl(url.query))) == (STREAM, expected)
+    for status in (301, 307):
+        path = f"{STREAM}?status={status}&drop=cut&retry=500{query}"
+        response = client.get(path, headers=headers)
+        assert response.status_code == status
+        url = urlsplit(response.headers["Location"])
+        assert (url.path, dict(parse_qsl(url.query))) == (STREAM, expected)
 
 
-@WAYS_BACK
-def test_who_comes_back_gets_a_wrong_content_type(server, query, headers, last):
-    with server.get(f"{STREAM}?status=text{query}", **headers) as client:
-        assert client.status == 200
-        assert client.header("Content-Type") == "text/plain; charset=utf-8"
-        assert client.read() == b"data: no event\n\n"
+@RECONNECTS
+def test_a_reconnect_gets_a_wrong_content_type(client, query, headers, last):
+    response = client.get(f"{STREAM}?status=text{query}", headers=headers)
+    assert response.status_code == 200
+    assert response.content_type == "text/plain; charset=utf-8"
+    assert response.data == b"data: no event\n\n"
+
+
+def test_204_has_no_body_and_a_redirect_a_relative_url(server):
+    with server.get(f"{STREAM}?status=204&last=3") as client:
+        assert (client.status, client.read()) == (204, b"")
+    with server.get(f"{STREAM}?status=307&last=3") as client:
+        assert client.status == 307
+        assert client.header("Location") == f"{STREAM}?last=3"
 
 
 RETRY = "retry must be an integer from 0 to 60000, got {!r}."
@@ -148,7 +156,7 @@ STATUS = "status must be one of 200, 204, 301, 307, 401, 404, 500, 503, text."
         *(("status", value, STATUS) for value in ("201", "text/plain", "")),
     ],
 )
-def test_refuses_what_it_cannot_do(client, name, value, sentence):
+def test_refuses_what_is_out_of_range(client, name, value, sentence):
     answer = client.get(STREAM, query_string={name: value})
     assert answer.status_code == 400
     assert answer.json == {"error": sentence.format(value)}
@@ -159,16 +167,14 @@ UNDEFINED = "eventSource.reconnectTime is undefined."
 OPEN = "open: readyState is 1, OPEN."
 CONNECTING = "error: readyState is 0, CONNECTING."
 CLOSED = "error: readyState is 2, CLOSED."
-REDIRECTED = "The browser has followed a redirect."
-REESTABLISHES = (
-    "After the reconnection time the browser reestablishes it: it asks again, "
-    "with Last-Event-ID: "
+REDIRECTED = "The browser followed a redirect."
+RECONNECTING = (
+    "After the reconnection time, the browser reconnects with Last-Event-ID: "
 )
 SILENT = (
-    "The page has closed it, after {} ms without an event: "
-    "readyState is 2, CLOSED."
+    "The page closed it after {} ms without an event: readyState is 2, CLOSED."
 )
-AGAIN = "Come back after a failure"
+AGAIN = "Retry after a failure"
 WATCH = "Watch for silence"
 LONG_MS = 600_000
 ANSWERED = "Failed to load resource: the server responded with a status of {}"
@@ -181,23 +187,23 @@ WRONG_TYPE = (
 
 def asked(query: str, header: str = "none") -> str:
     return (
-        f"The server was asked for {STREAM}?{query}, with "
+        f"The server received a request for {STREAM}?{query} with "
         f"Last-Event-ID: {header}."
     )
 
 
-def lost(last: str) -> str:
+def dropped(last: str) -> str:
     return (
-        "The connection was lost, with half an event, if there was one. "
-        f"{REESTABLISHES}{last}."
+        "The connection dropped. An incomplete event is discarded. "
+        f"{RECONNECTING}{last}."
     )
 
 
 def failed(last: str) -> str:
     return (
-        f"To a request with Last-Event-ID: {last} the answer was no event "
-        "stream. The browser has failed the connection, for good, and does "
-        "not tell the page the status."
+        f"The response to Last-Event-ID: {last} was not an event stream. "
+        "The browser has failed the connection for good, and the page cannot "
+        "see the status."
     )
 
 
@@ -214,29 +220,29 @@ def begin(page: Page, *boxes: str, **fields: str) -> None:
 
 
 def log(page: Page) -> list[str]:
-    """Return what the page says, without the time of day."""
+    """Return the lines that the page shows, without the time of day."""
     lines = page.locator("#log > *").all_text_contents()
     return [re.sub(r"^[\d:]+\s[AP]M ", "", line) for line in lines]
 
 
 def log_until(page: Page, sentence: str, count: int = 1) -> list[str]:
-    """Return what the page says up to this sentence, the `count`th of them."""
-    lines = page.locator("#log > *", has_text=sentence)
-    lines.nth(count - 1).wait_for()
-    said = log(page)
-    places = [place for place, one in enumerate(said) if one == sentence]
-    return said[: places[count - 1] + 1]
+    """Return the lines up to the `count`th one with this sentence."""
+    found = page.locator("#log > *", has_text=sentence)
+    found.nth(count - 1).wait_for()
+    lines = log(page)
+    places = [place for place, one in enumerate(lines) if one == sentence]
+    return lines[: places[count - 1] + 1]
 
 
-def messages(said: list[str]) -> list[int]:
-    """Return the numbers of the events that came."""
-    found = re.findall(r"^message: event (\d+)\.$", "\n".join(said), re.M)
+def messages(lines: list[str]) -> list[int]:
+    """Return the numbers of the events that arrived."""
+    found = re.findall(r"^message: event (\d+)\.$", "\n".join(lines), re.M)
     return [int(number) for number in found]
 
 
-def waits(said: list[str]) -> list[int]:
-    """Return how long the page waits before each new EventSource, in ms."""
-    found = re.findall("makes a new EventSource in (.+) ms", "\n".join(said))
+def waits(lines: list[str]) -> list[int]:
+    """Return the waits before each new EventSource, in milliseconds."""
+    found = re.findall("creates a new EventSource in (.+) ms", "\n".join(lines))
     return [int(wait) for wait in found]
 
 
@@ -250,7 +256,7 @@ def expect_problems(page: Page, *problems: str) -> None:
 
 @pytest.fixture(scope="module")
 def used_pages(browser) -> Iterator[list]:
-    """One page, whose timers run only as a test says."""
+    """One page, whose timers run only when a test runs them."""
     page = new_page(browser)
     page.clock.install(time=datetime(2026, 1, 1))
     page.clock.pause_at(datetime(2026, 1, 2))
@@ -269,12 +275,12 @@ def run_timers(page: Page, ms: int) -> list[str]:
 
 
 @pytest.mark.parametrize("drop", ["end", "cut"])
-def test_the_browser_reestablishes_a_lost_connection(lab, drop):
+def test_the_browser_reconnects_a_dropped_connection(lab, drop):
     query = f"retry=0&drop_after=1&drop={drop}&status=200&last=0"
     begin(lab, retry="0", drop_after="1", drop=drop)
     assert log_until(lab, asked(query, "1")) == [
         *(NEW, UNDEFINED, OPEN, asked(query), "message: event 1."),
-        *(CONNECTING, lost("1"), OPEN, asked(query, "1")),
+        *(CONNECTING, dropped("1"), OPEN, asked(query, "1")),
     ]
 
 
@@ -282,8 +288,8 @@ def test_the_browser_reestablishes_a_lost_connection(lab, drop):
 def test_the_browser_follows_a_redirect_with_the_last_event_id(lab, status):
     begin(lab, retry="0", drop_after="1", status=status)
     redirected = asked("retry=0&drop_after=1&drop=end&last=1", "1")
-    said = log_until(lab, redirected)
-    assert said[5:] == [CONNECTING, lost("1"), OPEN, REDIRECTED, redirected]
+    lines = log_until(lab, redirected)
+    assert lines[5:] == [CONNECTING, dropped("1"), OPEN, REDIRECTED, redirected]
 
 
 @pytest.mark.parametrize(
@@ -306,13 +312,13 @@ def test_the_browser_fails_the_connection_for_good(lab, status, problems):
     expect_problems(lab, *problems)
 
 
-def test_204_ends_the_connection_that_the_browser_reestablishes(lab):
+def test_204_stops_a_browser_that_reconnects(lab):
     begin(lab, retry="0", drop_after="1", status="204")
-    said = log_until(lab, failed("1"))
-    assert said[4:] == [
-        *("message: event 1.", CONNECTING, lost("1"), CLOSED, failed("1")),
+    lines = log_until(lab, failed("1"))
+    assert lines[4:] == [
+        *("message: event 1.", CONNECTING, dropped("1"), CLOSED, failed("1")),
     ]
-    assert run_timers(lab, LONG_MS) == said
+    assert run_timers(lab, LONG_MS) == lines
 
 
 @pytest.mark.parametrize(
@@ -329,21 +335,19 @@ def test_the_browser_waits_for_the_reconnection_time(lab, retry, less_than):
 
 
 @pytest.mark.own_page
-def test_the_browser_comes_back_by_itself_to_a_server_that_has_died(
-    page, start
-):
+def test_the_browser_reconnects_by_itself_to_a_restarted_server(page, start):
     server = start("flask run")
     page.goto(f"{server.url}/demos/reconnect")
     begin(page, retry="100", drop_after="100")
     log_until(page, "message: event 1.")
     server.stop(signal.SIGKILL)
     last = messages(log_until(page, CONNECTING, 2))[-1]
-    gone = f"There is no connection. {REESTABLISHES}{last}."
+    gone = f"The browser could not connect. {RECONNECTING}{last}."
     log_until(page, gone)
     start("flask run", port=server.port)
-    said = log_until(page, f"message: event {last + 1}.")
-    assert (said.count(NEW), said.count(OPEN)) == (1, 2)
-    assert messages(said) == [*range(1, last + 2)]
+    lines = log_until(page, f"message: event {last + 1}.")
+    assert (lines.count(NEW), lines.count(OPEN)) == (1, 2)
+    assert messages(lines) == [*range(1, last + 2)]
     page.close()
     assert all("net::ERR_" in problem for problem in page.problems)
     page.problems.clear()
@@ -356,9 +360,7 @@ def test_the_browser_comes_back_by_itself_to_a_server_that_has_died(
         ("1", [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]),
     ],
 )
-def test_the_page_waits_longer_and_longer_but_never_over_30_seconds(
-    lab, chance, expected
-):
+def test_the_waits_of_the_page_double_up_to_30_seconds(lab, chance, expected):
     lab.evaluate(f"Math.random = () => {chance}")
     begin(lab, AGAIN, drop_after="0", status="503")
     for count, wait in enumerate(expected, start=1):
@@ -371,17 +373,17 @@ def test_the_page_waits_longer_and_longer_but_never_over_30_seconds(
     expect_problems(lab, *[UNAVAILABLE] * (len(expected) + 1))
 
 
-def test_the_page_comes_back_to_a_recovered_server_and_goes_on(lab):
+def test_the_page_retries_until_the_server_recovers_and_resumes(lab):
     begin(lab, AGAIN, retry="0", drop_after="1", status="503")
     log_until(lab, failed("1"))
     run_timers(lab, 1000)
     log_until(lab, failed("none"))
-    said = log(lab)
+    lines = log(lab)
 
     lab.locator("[name=status]").select_option("200")
     run_timers(lab, 2000)
     query = "retry=0&drop_after=1&drop=end&status=200&last=1"
-    assert log_until(lab, "message: event 2.")[len(said) :] == [
+    assert log_until(lab, "message: event 2.")[len(lines) :] == [
         *(NEW, OPEN, asked(query), "message: event 2."),
     ]
 
@@ -395,18 +397,18 @@ def test_the_page_comes_back_to_a_recovered_server_and_goes_on(lab):
     expect_problems(lab, UNAVAILABLE, UNAVAILABLE, by_route)
 
 
-def test_the_page_notices_silence_and_goes_on(lab):
+def test_the_page_notices_silence_and_resumes(lab):
     begin(lab, WATCH, drop_after="1", drop="silence")
-    said = log_until(lab, "message: event 1.")
-    assert run_timers(lab, 2999) == said
+    lines = log_until(lab, "message: event 1.")
+    assert run_timers(lab, 2999) == lines
     run_timers(lab, 1)
     query = "retry=1000&drop_after=1&drop=silence&status=200&last=1"
-    assert log_until(lab, "message: event 2.")[len(said) :] == [
+    assert log_until(lab, "message: event 2.")[len(lines) :] == [
         *(SILENT.format(3000), NEW, OPEN, asked(query), "message: event 2."),
     ]
 
 
-def test_each_event_ends_a_silence(lab):
+def test_each_event_restarts_the_watchdog(lab):
     begin(lab, WATCH, drop_after="100")
     for _ in range(2):
         number = len(messages(log(lab))) + 1
@@ -414,16 +416,16 @@ def test_each_event_ends_a_silence(lab):
         assert SILENT.format(3000) not in run_timers(lab, 2000)
 
 
-def test_the_page_notices_an_attempt_that_nobody_answers(lab):
+def test_the_page_notices_a_request_without_a_response(lab):
     begin(lab, WATCH, retry="0", drop_after="1")
     log_until(lab, "open: readyState is 1, OPEN.")
     lab.route(f"**{STREAM}?*", lambda route: None)
-    said = log_until(lab, lost("1"))
-    assert run_timers(lab, 2999) == said
-    assert run_timers(lab, 1)[len(said) :] == [SILENT.format(3000), NEW]
+    lines = log_until(lab, dropped("1"))
+    assert run_timers(lab, 2999) == lines
+    assert run_timers(lab, 1)[len(lines) :] == [SILENT.format(3000), NEW]
 
 
-def test_the_box_works_in_the_middle_of_a_silence(lab):
+def test_the_box_takes_effect_during_a_silence(lab):
     box = lab.get_by_label(WATCH)
     begin(lab, drop_after="0", drop="silence")
     log_until(lab, OPEN)
@@ -436,11 +438,11 @@ def test_the_box_works_in_the_middle_of_a_silence(lab):
     assert SILENT.format(3000) in run_timers(lab, 3000)
 
 
-def test_the_page_does_not_come_back_once_the_box_is_unticked(lab):
+def test_the_page_does_not_retry_once_the_box_is_unticked(lab):
     begin(lab, AGAIN, drop_after="0", status="503")
-    said = log_until(lab, failed("none"))
+    lines = log_until(lab, failed("none"))
     lab.get_by_label(AGAIN).uncheck()
-    assert NEW not in run_timers(lab, LONG_MS)[len(said) :]
+    assert NEW not in run_timers(lab, LONG_MS)[len(lines) :]
     expect_problems(lab, UNAVAILABLE)
 
 
@@ -452,17 +454,17 @@ def test_the_page_does_not_come_back_once_the_box_is_unticked(lab):
     ],
     ids=["silence", "the browser waits"],
 )
-def test_the_page_does_nothing_unasked(lab, boxes, fields):
+def test_the_page_does_nothing_without_a_failure(lab, boxes, fields):
     begin(lab, *boxes, drop_after="0", **fields)
-    said = log_until(lab, lost("none") if "retry" in fields else OPEN)
-    assert NEW not in run_timers(lab, 60_000)[len(said) :]
+    lines = log_until(lab, dropped("none") if "retry" in fields else OPEN)
+    assert NEW not in run_timers(lab, 60_000)[len(lines) :]
 
 
 @pytest.mark.parametrize(
     ("fields", "sentence", "problems"),
     [
         ({"drop_after": "100"}, OPEN, []),
-        ({"drop_after": "0", "retry": "60000"}, lost("none"), []),
+        ({"drop_after": "0", "retry": "60000"}, dropped("none"), []),
         ({"drop_after": "0", "status": "503"}, failed("none"), [UNAVAILABLE]),
     ],
     ids=["open", "the browser waits", "the page waits"],
@@ -473,24 +475,24 @@ def test_stop_ends_everything(lab, fields, sentence, problems):
     begin(lab, AGAIN, WATCH, **fields)
     log_until(lab, sentence)
     stop.click()
-    said = log(lab)
+    lines = log(lab)
     expect(lab.locator("#state")).to_have_text("closed")
     assert lab.evaluate("source.readyState") == 2
 
     requests = []
     lab.on("request", lambda one: requests.append(one.url))
-    assert run_timers(lab, LONG_MS) == said
+    assert run_timers(lab, LONG_MS) == lines
     lab.evaluate("fetch('/static/icon.svg')")
     assert [url.rpartition("/")[2] for url in requests] == ["icon.svg"]
     expect_problems(lab, *problems)
 
 
-def test_a_second_start_ends_the_first_and_begins_anew(lab):
+def test_a_second_start_replaces_the_first(lab):
     begin(lab, AGAIN, WATCH, drop_after="100")
     log_until(lab, "message: event 1.")
     lab.evaluate("window.first = source")
     begin(lab)
     assert lab.evaluate("first.readyState") == 2
     query = "retry=1000&drop_after=100&drop=end&status=200&last=0"
-    said = log_until(lab, asked(query))
-    assert said == [NEW, UNDEFINED, OPEN, asked(query)]
+    lines = log_until(lab, asked(query))
+    assert lines == [NEW, UNDEFINED, OPEN, asked(query)]

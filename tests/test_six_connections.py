@@ -1,4 +1,4 @@
-"""The page, with streams of its own pace, so that nobody waits for a clock."""
+"""The page, mostly with faster streams than those of a clock."""
 
 import re
 
@@ -12,7 +12,7 @@ TOGETHER = ["open"] + ["shared"] * 7
 CLOSED = ["closed"] * 8
 
 CLOCK = "/sse?interval=0.1"
-NUMBERS = "/real-time-updates?interval=0.1"  # no event is like another
+NUMBERS = "/real-time-updates?interval=0.1"  # no two events are equal
 OTHER_STREAM = """
     const Standard = EventSource;
     globalThis.EventSource = class extends Standard {{
@@ -34,7 +34,7 @@ def last_events(page: Page) -> list[str]:
 
 
 def wait_for_events(page: Page, rows=range(1, 7), count: int = 2) -> None:
-    """Wait until each of the rows has shown so many events, one by one."""
+    """Wait until each of the rows has shown `count` more events."""
     for _ in range(count):
         before = last_events(page)
         wait_until(
@@ -45,7 +45,7 @@ def wait_for_events(page: Page, rows=range(1, 7), count: int = 2) -> None:
 
 
 def wait_for_same_event(*pages: Page) -> None:
-    """Wait until all rows of all pages show one event, and then the next."""
+    """Wait until all rows of all pages show the same event, twice."""
     seen = {"–"}
 
     def is_same_and_new() -> bool:
@@ -59,7 +59,7 @@ def wait_for_same_event(*pages: Page) -> None:
 
 @pytest.fixture
 def asked(page) -> list:
-    """The requests for the stream, of all windows."""
+    """The requests for the stream, from all windows."""
     requests = []
     page.context.on(
         "request",
@@ -72,7 +72,7 @@ def asked(page) -> list:
 
 @pytest.fixture(scope="module")
 def used_pages() -> list:
-    """Pages with streams of another pace."""
+    """Pages whose streams are replaced by faster ones."""
     return []
 
 
@@ -97,21 +97,21 @@ def second_window(page: Page) -> Page:
     return popup.value
 
 
-def test_six_streams_open_and_two_wait_while_events_come(lesson):
+def test_six_streams_open_and_two_hang_while_events_arrive(lesson):
     begin(lesson)
     wait_for_events(lesson)
     expect(states(lesson)).to_have_text(SIX)
     assert last_events(lesson)[6:] == ["–", "–"]
 
 
-def test_the_server_has_no_part_in_it(site):
+def test_the_limit_is_not_the_servers(site):
     streams = [site.get("/sse") for _ in ROWS]
     assert [stream.status for stream in streams] == [200] * len(ROWS)
     for stream in streams:
         stream.close()
 
 
-def test_when_one_is_closed_one_that_waits_opens(lesson):
+def test_when_one_is_closed_another_opens(lesson):
     begin(lesson)
     press(lesson, "Close 3")
     opened = ["open"] * 2 + ["closed"] + ["open"] * 4 + ["connecting"]
@@ -121,7 +121,7 @@ def test_when_one_is_closed_one_that_waits_opens(lesson):
     expect(states(lesson).last).to_have_text("open")
 
 
-WHATEVER_COMES_NEXT = """() => {
+MORE_REQUESTS = """() => {
   globalThis.arrived = [];
   const tell = (what) => () => arrived.push(what);
   new EventSource("/stream/hello").onopen = tell("stream");
@@ -136,16 +136,16 @@ WHATEVER_COMES_NEXT = """() => {
 }"""
 
 
-def test_whatever_comes_next_waits(lesson):
+def test_every_other_request_hangs(lesson):
     begin(lesson)
-    lesson.evaluate(WHATEVER_COMES_NEXT)
+    lesson.evaluate(MORE_REQUESTS)
     wait_for_events(lesson)
     assert lesson.evaluate("arrived") == []
     press(lesson, "Stop")
     wait_until(lambda: len(lesson.evaluate("arrived")) == 4)
 
 
-def test_all_windows_together_have_six_connections(lesson):
+def test_six_connections_are_for_all_windows_together(lesson):
     second = second_window(lesson)
     begin(lesson)
     press(second, "Start")
@@ -155,7 +155,7 @@ def test_all_windows_together_have_six_connections(lesson):
     expect(states(second)).to_have_text(SIX)
 
 
-def test_a_window_that_is_opened_too_late_waits_and_then_comes(lesson):
+def test_a_second_window_hangs_until_streams_are_closed(lesson):
     begin(lesson)
     with lesson.context.expect_page() as opened:
         press(lesson, "Open a second window")
@@ -174,7 +174,7 @@ def test_stop_closes_all_and_start_opens_them_again(lesson, shared):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_second_start_leaves_nothing_of_the_first(lesson, asked, shared):
+def test_a_second_start_replaces_the_first(lesson, asked, shared):
     begin(lesson, shared)
     wait_for_events(lesson, count=1)
     begin(lesson, shared)
@@ -184,7 +184,7 @@ def test_a_second_start_leaves_nothing_of_the_first(lesson, asked, shared):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_next_page_does_not_wait(lesson, shared):
+def test_the_next_page_does_not_hang(lesson, shared):
     begin(lesson, shared)
     lesson.locator("a[rel=prev]").click()
     lesson.wait_for_url("**/demos/reconnect")
@@ -201,7 +201,7 @@ def test_eight_share_one_connection(lesson, asked):
     assert len(asked) == 1
 
 
-def test_a_second_window_shares_it_too(lesson, asked):
+def test_a_second_window_shares_the_connection(lesson, asked):
     begin(lesson, shared=True)
     second = second_window(lesson)
     second.get_by_label("Share one connection").check()
@@ -221,7 +221,7 @@ def test_when_the_reader_is_closed_the_next_takes_over(lesson, asked):
     assert len(asked) == 2
 
 
-def test_when_another_is_closed_the_reader_goes_on(lesson, asked):
+def test_when_another_is_closed_the_reader_continues(lesson, asked):
     begin(lesson, shared=True)
     press(lesson, "Close 5")
     expect(states(lesson).nth(4)).to_have_text("closed")
@@ -231,28 +231,26 @@ def test_when_another_is_closed_the_reader_goes_on(lesson, asked):
     assert len(asked) == 2
 
 
-def leave_by_button(page: Page) -> None:
+def press_stop(page: Page) -> None:
     press(page, "Stop")
 
 
-def leave_by_closing_the_tab(page: Page) -> None:
+def close_the_tab(page: Page) -> None:
     page.close()
 
 
-def leave_by_reloading(page: Page) -> None:
+def reload(page: Page) -> None:
     page.reload()
 
 
-@pytest.mark.parametrize(
-    "leave", [leave_by_button, leave_by_closing_the_tab, leave_by_reloading]
-)
-def test_when_its_window_leaves_another_window_takes_over(lesson, asked, leave):
+@pytest.mark.parametrize("end", [press_stop, close_the_tab, reload])
+def test_when_its_window_stops_another_window_takes_over(lesson, asked, end):
     begin(lesson, shared=True)
     second = second_window(lesson)
     second.get_by_label("Share one connection").check()
     press(second, "Start")
     wait_for_same_event(lesson, second)
-    leave(lesson)
+    end(lesson)
     expect(states(second)).to_have_text(TOGETHER)
     wait_for_same_event(second)
     assert len(asked) == 2
@@ -292,7 +290,7 @@ def test_without_locks_nothing_can_be_shared(page, lesson_page):
 
 
 @pytest.mark.own_page
-def test_the_page_comes_by_http_1_1_and_its_streams_tell_the_time(lesson_page):
+def test_the_page_was_loaded_over_http_1_1_and_shows_the_time(lesson_page):
     page = lesson_page("six_connections")
     expect(page.locator("#protocol")).to_have_text("http/1.1")
     begin(page)

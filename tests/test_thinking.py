@@ -1,15 +1,18 @@
 from demos.thinking import think
 from event_source import parse_events
 
-TYPES = ["thinking", "thinking", "thinking", "thinking", "answer"]
+PATH = "/stream/thinking?question=Why"
 
 
-def test_thinks_then_answers_with_an_id_on_every_event(site):
-    with site.get("/stream/thinking?question=Why%3F") as client:
-        events = list(parse_events(client.chunks()))
-    assert [event.event for event in events] == TYPES
-    assert [event.id for event in events] == ["1", "2", "3", "4", "5"]
-    assert events[-1].data == "The answer to “Why?” is 42."
+def test_thinks_then_answers_with_an_id_on_every_event():
+    happened = []
+    for event in think("Why?", seen=0, pause=0.8, sleep=happened.append):
+        happened.append((event.event, event.id))
+    assert happened == [
+        *(("thinking", "1"), 0.8, ("thinking", "2"), 0.8),
+        *(("thinking", "3"), 0.8, ("thinking", "4"), 0.8),
+        ("answer", "5"),
+    ]
 
 
 def test_sends_exactly_these_bytes():
@@ -20,22 +23,19 @@ def test_sends_exactly_these_bytes():
     )
 
 
-PATH = "/stream/thinking?question=Why"
-
-
 def test_resumes_after_the_last_event_id(site):
     for last, next_id in {"2": "3", "4": "5", "x": "1"}.items():
         with site.get(PATH, Last_Event_ID=last) as client:
             assert next(parse_events(client.chunks())).id == next_id
 
 
-def test_answers_204_after_the_answer(client):
+def test_a_reconnect_after_the_answer_gets_204(client):
     for last in ("5", "6"):
         response = client.get(PATH, headers={"Last-Event-ID": last})
         assert response.status_code == 204
 
 
-def test_refuses_no_question_and_a_long_one(client):
+def test_refuses_a_question_that_is_missing_empty_or_too_long(client):
     for question in (None, "", "x" * 201):
         query = {"question": question}
         response = client.get("/stream/thinking", query_string=query)
@@ -45,7 +45,7 @@ def test_refuses_no_question_and_a_long_one(client):
         )
 
 
-def test_page_shows_that_it_thinks_then_the_answer_and_closes(lesson_page):
+def test_page_shows_the_thoughts_then_the_answer_and_closes(lesson_page):
     page = lesson_page("thinking")
     page.get_by_label("Question").fill("<b>Why?</b>")
     page.get_by_role("button", name="Ask").click()

@@ -1,4 +1,4 @@
-"""Every page for those who see, hear or type in another way."""
+"""Every page without a mouse, in light and dark, and as axe judges it."""
 
 import re
 
@@ -11,14 +11,14 @@ from app import app as application
 
 AXE_CORE = "4.14.1"
 ERROR = "/demos/nope"
-LESSONS = [f"/demos/{name}" for name in NAMES]
+LESSON_PATHS = [f"/demos/{name}" for name in NAMES]
 PATHS = [
     *(
         rule.rule
         for rule in application.url_map.iter_rules()
         if rule.endpoint.startswith("pages.") and not rule.arguments
     ),
-    *LESSONS,
+    *LESSON_PATHS,
     ERROR,
 ]
 MOST_STOPS = 100
@@ -44,11 +44,6 @@ KEEP_ONE_TOKEN_OF_EACH_KIND = """
     seen.add(token.className);
   }
 }
-"""
-OPEN_PANELS = """
-() => document.querySelectorAll("details").forEach((panel) => {
-  panel.open = true;
-})
 """
 LIVE_TEXT = """
 () => {
@@ -92,12 +87,10 @@ FOCUSED = """
 """
 IS_OPEN = "() => document.activeElement.parentElement.open"
 
-pages = pytest.mark.parametrize("path", PATHS)
-
 
 @pytest.fixture(scope="module")
 def site():
-    """The app, whose answers come at once."""
+    """The app, whose model writes without pauses."""
     running = Server("flask run", FLASK_OFFLINE_WORD_SECONDS="0")
     yield running
     running.stop()
@@ -157,32 +150,6 @@ def start(page):
     expect(page.locator(".live [aria-busy=true]")).to_have_count(0)
 
 
-@pages
-def test_axe_finds_nothing_before_and_after_events_arrive(
-    check, open_page, path
-):
-    page = open_page(path)
-    page.evaluate(KEEP_ONE_TOKEN_OF_EACH_KIND)
-    page.evaluate(OPEN_PANELS)
-    if path in LESSONS:
-        assert check("violations", schemes=["light"], contrast=False) == []
-        start(page)
-    page.evaluate(SHOW_ALL)
-    assert check("violations", "incomplete") == []
-
-
-def test_axe_tells_faults_and_what_it_cannot_judge(check, page, site):
-    html = """<!doctype html><html lang="en"><title>A</title><main><h1>A</h1>
-        <iframe title="B" srcdoc="<h2>B</h2><button></button>"></iframe>
-        <p style="background: url(/static/icon.svg)">C</p></main>"""
-    page.route("**/*", lambda route: route.fulfill(body=html))
-    page.goto(site.url)
-    assert check("violations", "incomplete", schemes=["light"]) == [
-        ["button-name", "iframe button"],
-        ["color-contrast", "p"],
-    ]
-
-
 def tab_through(page):
     """Open every panel on the way; return what got focus, once around."""
     stops = []
@@ -207,14 +174,33 @@ def open_with_keys(page):
         page.keyboard.press("Enter")
 
 
-@pages
-def test_tab_alone_reaches_everything_in_order_and_shows_where(open_page, path):
+@pytest.mark.parametrize("path", PATHS)
+def test_tab_reaches_everything_and_axe_finds_nothing(check, open_page, path):
     page = open_page(path)
     stops = tab_through(page)
     assert [html for html, _ in stops] == page.evaluate(INTERACTIVE)
     # A frame that has the focus matches no selector.
     plain = [html for html, is_outlined in stops if not is_outlined]
     assert [html for html in plain if not html.startswith("<iframe")] == []
+
+    page.evaluate(KEEP_ONE_TOKEN_OF_EACH_KIND)
+    if path in LESSON_PATHS:
+        assert check("violations", schemes=["light"], contrast=False) == []
+        start(page)
+    page.evaluate(SHOW_ALL)
+    assert check("violations", "incomplete") == []
+
+
+def test_axe_reports_violations_and_what_it_cannot_judge(check, page, site):
+    html = """<!doctype html><html lang="en"><title>A</title><main><h1>A</h1>
+        <iframe title="B" srcdoc="<h2>B</h2><button></button>"></iframe>
+        <p style="background: url(/static/icon.svg)">C</p></main>"""
+    page.route("**/*", lambda route: route.fulfill(body=html))
+    page.goto(site.url)
+    assert check("violations", "incomplete", schemes=["light"]) == [
+        ["button-name", "iframe button"],
+        ["color-contrast", "p"],
+    ]
 
 
 def test_space_stops_what_enter_has_started(open_page):
@@ -225,8 +211,8 @@ def test_space_stops_what_enter_has_started(open_page):
     expect(page.locator("#state")).to_have_text("closed")
 
 
-@pages
-def test_the_only_h1_says_what_the_title_says(client, path):
-    page = client.get(path, headers={"Accept": "text/html"}).text
-    (title,) = re.findall("<title>(.+)</title>", page)
-    assert re.findall("<h1>(.+)</h1>", page) == [title]
+def test_the_only_h1_is_the_title(client):
+    for path in PATHS:
+        page = client.get(path, headers={"Accept": "text/html"}).text
+        (title,) = re.findall("<title>(.+)</title>", page)
+        assert re.findall("<h1>(.+)</h1>", page) == [title]

@@ -1,4 +1,4 @@
-"""What a lesson says to try, tried: one sees what it says."""
+"""Do what each lesson says to try, and see what it promises."""
 
 import json
 import re
@@ -21,13 +21,13 @@ TRIED: dict[str, tuple[str, ...]] = {}
 
 
 def tries(name: str, *words: str) -> Callable:
-    """Mark the test of what a lesson says to try, in these words of it."""
+    """Mark the test of what a lesson says to try, with words from its text."""
     TRIED[name] = words
     return lambda test: test
 
 
 class ReloadingServer(Server):
-    """A copy of the project, served so that it starts again when it changes."""
+    """A copy of the project, on a server that restarts when code changes."""
 
     def __init__(self, folder: Path):
         for path in filter(Path.is_file, PROJECT.iterdir()):
@@ -56,7 +56,7 @@ def reloading(tmp_path_factory) -> Iterator[ReloadingServer]:
     yield server
     server.stop()
     with socket.create_server(("127.0.0.1", server.port)):
-        pass  # its child has let go of the port, too
+        pass  # its child process has closed the port, too
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def state(page: Page):
 
 @pytest.fixture
 def events_of(page) -> Iterator[Callable[[Page], list[dict]]]:
-    """Return the list to which each event that a page receives is added."""
+    """Return a function: it returns a list that collects a page's events."""
     sessions = []
 
     def events_of(page: Page) -> list[dict]:
@@ -101,7 +101,7 @@ def events_of(page) -> Iterator[Callable[[Page], list[dict]]]:
 
 
 def wait_in(page: Page, condition: Callable[[], object]) -> None:
-    """Wait for what happens while the page's events are looked at."""
+    """Wait for a condition, and let the page's events arrive until then."""
     wait_until(lambda: condition() or page.wait_for_timeout(10))
 
 
@@ -122,7 +122,7 @@ def wire_row(page: Page, text: str):
 
 
 def wire_seconds(page: Page, text: str) -> float:
-    """Return when the bytes with this text arrived."""
+    """Return when the bytes with this text arrived, in seconds."""
     return float(wire_row(page, text).inner_text().partition(" s,")[0])
 
 
@@ -151,7 +151,9 @@ def test_events_come_two_seconds_apart(reloading, reloading_page, events_of):
 
 
 @tries("numbers", "change `choose(100)` to `choose(10)`", "numbers below 10")
-def test_ids_go_on_with_other_numbers(reloading, reloading_page, events_of):
+def test_ids_continue_with_smaller_numbers(
+    reloading, reloading_page, events_of
+):
     page = reloading_page("numbers")
     events = events_of(page)
     page.get_by_label("Interval in seconds").fill("0.1")
@@ -170,7 +172,7 @@ def test_ids_go_on_with_other_numbers(reloading, reloading_page, events_of):
 
 
 @tries("clock", "set the interval to 2", "two seconds before", "the next tick")
-def test_it_opens_at_once_and_cleans_up_at_a_tick(start, page):
+def test_it_opens_before_the_first_tick_and_cleans_up_at_the_next(start, page):
     server = start("flask run")
     page.goto(f"{server.url}/demos/clock")
     page.get_by_label("Interval in seconds").fill("2")
@@ -185,7 +187,7 @@ def test_it_opens_at_once_and_cleans_up_at_a_tick(start, page):
 
 
 @tries("thinking", "ask an empty question", "answers 400", "`question=`")
-def test_a_refusal_ends_the_page_and_is_read_on_the_wire(lesson_page):
+def test_a_refusal_stops_the_page_and_wire_shows_the_reason(lesson_page):
     page = lesson_page("thinking")
     page.get_by_label("Question").fill("")
     with page.expect_response(lambda response: response.status == 400):
@@ -200,7 +202,7 @@ def test_a_refusal_ends_the_page_and_is_read_on_the_wire(lesson_page):
 
 
 @tries("batch", "messages a second to 10000", "gets ten events a second")
-def test_ten_events_carry_as_much_as_ten_thousand(lesson_page):
+def test_ten_events_carry_as_many_messages_as_ten_thousand(lesson_page):
     page = lesson_page("batch")
     page.get_by_label("Messages a second").fill("10000")
     press(page, "Start")
@@ -311,17 +313,29 @@ def test_one_part_fails_and_stop_stops_the_work(start, page):
     wait_until(lambda: server.logged("html: mail stopped"))
 
 
-@tries("notifications", 'delete "alert" from LEVELS', "`reset` reports it")
-def test_what_memory_held_is_gone_and_an_alert_is_refused(
+@tries(
+    "notifications",
+    "both receive it",
+    'delete "alert" from LEVELS',
+    "`reset` reports it",
+    "Alerts are now refused",
+)
+def test_two_windows_receive_a_text_and_report_what_memory_lost(
     reloading, reloading_page
 ):
     page = reloading_page("notifications")
-    press(page, "Start")
-    expect(state(page)).to_have_text("open")
+    with page.expect_popup() as popup:
+        press(page, "Open a second window")
+    windows = (page, popup.value)
+    for window in windows:
+        press(window, "Start")
+        expect(state(window)).to_have_text("open")
     press(page, "Send")
-    expect(page.locator("#list .info")).to_have_count(1)
+    for window in windows:
+        expect(window.locator("#list .info")).to_have_count(1)
     reloading.change("notifications", ', "alert")', ")")
-    expect(page.locator("#list .gap")).to_have_count(1)
+    for window in windows:
+        expect(window.locator("#list .gap")).to_have_count(1)
     page.get_by_label("Text").fill("Fire")
     page.get_by_label("Level").select_option("alert")
     press(page, "Send")
@@ -331,7 +345,7 @@ def test_what_memory_held_is_gone_and_an_alert_is_refused(
 
 
 @tries("prices", "interval to 0.05 and this one's to 2", "forty times as often")
-def test_two_windows_draw_the_same_at_their_own_pace(
+def test_two_windows_show_the_same_prices_at_their_own_pace(
     page, lesson_page, site, events_of
 ):
     lesson_page("prices")
@@ -364,7 +378,7 @@ def messages(events: list[dict]) -> dict[str, str]:
 
 
 @tries("progress", "500 steps, set STEP_SECONDS to 0.02", "ten times as fast")
-def test_a_task_ends_with_its_process_and_the_next_is_faster(
+def test_a_job_dies_with_its_process_and_the_next_is_faster(
     reloading, reloading_page, events_of
 ):
     page = reloading_page("progress")
@@ -442,11 +456,11 @@ def test_few_polls_are_late_and_many_are_empty(lesson_page):
 
 
 @tries("reconnect", "`status` 503 and tick both boxes", "choose 200")
-def test_the_page_comes_back_until_the_server_has_recovered(lesson_page):
+def test_the_page_retries_until_the_server_has_recovered(lesson_page):
     page = lesson_page("reconnect")
     page.locator("[name=drop_after]").fill("1")
     page.locator("[name=status]").select_option("503")
-    page.get_by_label("Come back after a failure").check()
+    page.get_by_label("Retry after a failure").check()
     page.get_by_label("Watch for silence").check()
     press(page, "Start")
     log = page.locator("#log")
