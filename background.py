@@ -135,8 +135,7 @@ def _run(channel: str, items: Iterator[Event | None], last_id: str) -> None:
                     event = _failed("The job published too many events.")
                 event = event or Event(data, event="waiting")
                 data = event.data
-                last_id = _publish(channel, event, last_id)
-                if last_id is None:
+                if (last_id := _publish(channel, event, last_id)) is None:
                     return
         raise RuntimeError("the job did not publish how it ended")
     except Exception:

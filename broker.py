@@ -172,18 +172,19 @@ class Channels:
     """
 
     def __init__(self, *, keep_unread: bool):
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # garbage collection may re-enter
         self.logs: dict[str, Log] = {}
         self._keep_unread, self._has_pulse = keep_unread, False
 
     @contextmanager
     def reading(self, channel: str) -> Iterator[Log]:
         with self.lock:
-            log = self.logs.setdefault(channel, Log())
+            if not self._has_pulse:
+                threading.Thread(target=self._pulse, daemon=True).start()
+                self._has_pulse = True
+            log = self.logs.get(channel) or Log()
             log.readers += 1
-            has_pulse, self._has_pulse = self._has_pulse, True
-        if not has_pulse:
-            threading.Thread(target=self._pulse, daemon=True).start()
+            self.logs[channel] = log
         try:
             yield log
         finally:
@@ -191,7 +192,7 @@ class Channels:
                 log.readers, log.used_at = log.readers - 1, time.monotonic()
                 is_kept = self._keep_unread and log.tail.event
                 if not log.readers and not is_kept:
-                    del self.logs[channel]
+                    self.logs.pop(channel, None)
 
     def _pulse(self) -> None:
         while True:
@@ -220,7 +221,7 @@ class MemoryBroker:
         with self._channels.lock:
             for name, log in list(logs.items()):
                 if not log.readers and log.used_at < oldest:
-                    del logs[name]
+                    logs.pop(name, None)
             log = logs.get(channel, Log())
             if after is not None and after != log.tail.id:
                 raise Conflict

@@ -1,61 +1,214 @@
 import json
 import re
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 import pytest
-from conftest import Client, Server, read_until, wait_until
+from conftest import COMMANDS, Server, read_until, wait_until
 from playwright.sync_api import Page, expect
 
+import broker
+import redis_broker
+import sse
+from broker import newest
+from demos.notifications import MAX_BODY_BYTES
 from event_source import parse_events
+from redis_broker import RedisBroker
+from sse import Event
 
 STREAM = "/stream/notifications"
-MAX_BODY_BYTES = 16 * 1024
 NO_TEXT = "text must be a text of 1 to 500 characters."
 NO_LEVEL = "level must be one of info, warning, alert."
 NO_OBJECT = 'The body must be a JSON object, such as {"a": 1}.'
+DOWN = "Redis is not available. Try again in a few seconds."
 MARKUP = "<img src=x onerror=alert(1)><b>&amp;"
+JSON = "application/json"
 
 
-def post(server: Server, body: bytes, **headers: str) -> Client:
-    headers = {"Content_Type": "application/json"} | headers
-    return server.post("/notifications", body, **headers)
+# The channel in memory or in Redis
 
 
-def send(server: Server, text: str, level: str = "info") -> str:
-    """Send a notification and return the id that the answer tells."""
-    body = json.dumps({"text": text, "level": level}).encode()
-    with post(server, body) as client:
-        assert client.status == 201
-        answer = json.loads(client.read())
-    assert list(answer) == ["id"]
-    return answer["id"]
+@pytest.fixture(params=["memory", "redis"])
+def store(request, monkeypatch, app) -> None:
+    """Where the channel is."""
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
+    if request.param == "redis":
+        url = request.getfixturevalue("redis_server").url
+        monkeypatch.setattr(broker, "BROKER", RedisBroker(url))
+        broker.forget("notifications")
 
 
-def error(client: Client) -> tuple[int, str]:
-    with client:
-        body = json.loads(client.read())
-    assert list(body) == ["error"]
-    return client.status, body["error"]
+@pytest.fixture
+def send(client):
+    """Send a notification and return the id in the answer."""
+
+    def send(text: str, level: str = "info") -> str:
+        answer = client.post(
+            "/notifications", json={"text": text, "level": level}
+        )
+        assert answer.status_code == 201
+        assert list(answer.json) == ["id"]
+        return answer.json["id"]
+
+    return send
 
 
-def begun(server: Server, **headers: str) -> tuple[Client, str]:
-    """Open a stream, and return it with the id that it goes on from."""
-    client = server.get(STREAM, **headers)
-    event = next(parse_events(client.chunks()))
+@pytest.fixture
+def stream(client):
+    """Open the stream through the test client; return its events."""
+    with ExitStack() as opened:
+
+        def stream(last: str | None = None) -> Iterator[Event]:
+            headers = {} if last is None else {"Last-Event-ID": last}
+            response = client.get(STREAM, headers=headers, buffered=False)
+            opened.enter_context(closing(response))
+            return parse_events(response.response)
+
+        yield stream
+
+
+def place(events: Iterator[Event]) -> str:
+    """Read the first event; return the id to resume from."""
+    event = next(events)
     assert event.event == "begin"
     assert event.data == event.id
-    return client, event.id
+    return event.id
 
 
-def texts_until(client: Client, last: str) -> list[tuple[str, str]]:
+def until(events: Iterator[Event], last: str) -> list[tuple[str, str]]:
     """Return the id and text of all that comes, up to the text `last`."""
     received = []
-    for event in parse_events(client.chunks()):
+    for event in events:
         assert event.event == "message"
         received.append((event.id, json.loads(event.data)["text"]))
         if received[-1][1] == last:
             return received
     raise AssertionError(f"the stream ended after {received}")
+
+
+def test_all_clients_get_each_notification_with_the_id_of_its_answer(
+    store, send, stream
+):
+    send("before")
+    clients = [stream() for _ in range(3)]
+    for client in clients:
+        place(client)  # nothing from before comes
+    sent = [(send(text), text) for text in ("One", "Two", "Three")]
+    for client in clients:
+        assert until(client, "Three") == sent
+
+
+def test_a_client_that_reconnects_gets_exactly_what_it_missed(
+    store, send, stream
+):
+    first = send("before")
+    missed = [(send(text), text) for text in ("One", "Two")]
+    events = stream(first)
+    live = (send("live"), "live")
+    assert until(events, "live") == [*missed, live]
+
+
+def test_a_client_that_leaves_before_any_notification_misses_none(
+    store, send, stream
+):
+    last = place(stream())
+    sent = (send("missed"), "missed")
+    assert until(stream(last), "missed") == [sent]
+
+
+@pytest.mark.parametrize("last", ["x", "1-0", "9999999999999-0", "-", "$"])
+def test_an_unknown_id_gets_a_reset_and_then_everything(
+    store, send, stream, last
+):
+    id = send("kept")
+    events = stream(last)
+    reset = next(events)
+    assert (reset.event, reset.data) == (
+        "reset",
+        "Earlier events have been discarded.",
+    )
+    assert re.fullmatch(r"\d+-\d+", reset.id)
+    assert until(events, "kept") == [(id, "kept")]
+
+
+def test_a_text_may_have_1_to_500_characters_however_json_writes_them(client):
+    for text in ("x", " ", "x" * 500, "\U0001f600" * 500, "\u4f60" * 500):
+        for is_ascii in (True, False):
+            body = {"text": text, "level": "info"}
+            answer = client.post(
+                "/notifications",
+                data=json.dumps(body, ensure_ascii=is_ascii),
+                content_type=JSON,
+            )
+            assert answer.status_code == 201
+            assert json.loads(newest("notifications").data) == body
+
+
+GOOD = b'{"text": "no", "level": "info"}'
+REFUSED = [
+    *[
+        (f"{{{members}}}".encode(), JSON, 400, sentence)
+        for members, sentence in [
+            ('"text": "", "level": "info"', NO_TEXT),
+            (f'"text": "{"x" * 501}", "level": "info"', NO_TEXT),
+            (f'"text": "{chr(0x1F600) * 501}", "level": "info"', NO_TEXT),
+            ('"text": 1, "level": "info"', NO_TEXT),
+            ('"text": null, "level": "info"', NO_TEXT),
+            ('"text": ["x"], "level": "info"', NO_TEXT),
+            ('"level": "info"', NO_TEXT),
+            ('"text": "x"', NO_LEVEL),
+            ('"text": "x", "level": "error"', NO_LEVEL),
+            ('"text": "x", "level": "INFO"', NO_LEVEL),
+            ('"text": "x", "level": ""', NO_LEVEL),
+            ('"text": "x", "level": null', NO_LEVEL),
+            ('"text": "x", "level": ["info"]', NO_LEVEL),
+            ('"text": "x", "level": {"info": 1}', NO_LEVEL),
+        ]
+    ],
+    (b"", JSON, 400, NO_OBJECT),
+    (b'{"text": "no"', JSON, 400, NO_OBJECT),
+    (b'["no", "info"]', JSON, 400, NO_OBJECT),
+    (
+        GOOD.ljust(MAX_BODY_BYTES + 1),
+        JSON,
+        413,
+        "The body must have at most 16384 bytes.",
+    ),
+    (
+        GOOD,
+        "text/plain",
+        415,
+        "The body must have the Content-Type application/json.",
+    ),
+]
+
+
+def test_what_is_refused_is_published_to_nobody(client):
+    for body, media_type, status, sentence in REFUSED:
+        answer = client.post(
+            "/notifications", data=body, content_type=media_type
+        )
+        found = answer.status_code, answer.json
+        assert found == (status, {"error": sentence}), body[:40]
+        assert newest("notifications") is None
+
+
+def test_a_body_of_the_greatest_size_is_accepted(client):
+    answer = client.post(
+        "/notifications", data=GOOD.ljust(MAX_BODY_BYTES), content_type=JSON
+    )
+    assert answer.status_code == 201
+
+
+# Servers
+
+
+def post(server: Server, text: str, level: str = "info") -> str:
+    body = json.dumps({"text": text, "level": level}).encode()
+    with server.post("/notifications", body, Content_Type=JSON) as client:
+        assert client.status == 201
+        return json.loads(client.read())["id"]
 
 
 def test_a_notification_is_exactly_these_bytes(server):
@@ -67,166 +220,38 @@ def test_a_notification_is_exactly_these_bytes(server):
         beginning = read_until(chunks, b"\n\n").decode()
         place = beginning.rpartition(" ")[2].strip()
         assert beginning == (f":\nid: {place}\nevent: begin\ndata: {place}\n\n")
-        id = send(server, 'Grüße, "👋"\nand a line', "alert")
+        id = post(server, 'Grüße, "👋"\nand a line', "alert")
         assert read_until(chunks, b"\n\n").decode() == (
             f"id: {id}\n"
             'data: {"text":"Grüße, \\"👋\\"\\nand a line","level":"alert"}\n\n'
         )
 
 
-def test_all_readers_receive_each_notification_with_the_id_of_its_answer(
-    server,
-):
-    readers = [begun(server)[0] for _ in range(3)]
-    sent = [(send(server, text), text) for text in ("One", "Two", "Three")]
-    for reader in readers:
-        with reader:
-            assert texts_until(reader, "Three") == sent
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["x", " ", "x" * 500, "\U0001f600" * 500, "\u4f60" * 500],
-    ids=["one", "space", "500", "500 emoji", "500 Chinese"],
-)
-@pytest.mark.parametrize("is_ascii", [True, False], ids=["escaped", "UTF-8"])
-def test_a_text_may_have_1_to_500_characters(server, text, is_ascii):
-    client, _ = begun(server)
-    body = {"text": text, "level": "info"}
-    body = json.dumps(body, ensure_ascii=is_ascii).encode()
-    with client, post(server, body) as answer:
-        assert answer.status == 201
-        assert texts_until(client, text)[0][1] == text
-
-
-@pytest.mark.parametrize(
-    ("members", "sentence"),
-    [
-        ('"text": "", "level": "info"', NO_TEXT),
-        (f'"text": "{"x" * 501}", "level": "info"', NO_TEXT),
-        (f'"text": "{chr(0x1F600) * 501}", "level": "info"', NO_TEXT),
-        ('"text": 1, "level": "info"', NO_TEXT),
-        ('"text": null, "level": "info"', NO_TEXT),
-        ('"text": ["x"], "level": "info"', NO_TEXT),
-        ('"level": "info"', NO_TEXT),
-        ('"text": "x"', NO_LEVEL),
-        ('"text": "x", "level": "error"', NO_LEVEL),
-        ('"text": "x", "level": "INFO"', NO_LEVEL),
-        ('"text": "x", "level": ""', NO_LEVEL),
-        ('"text": "x", "level": null', NO_LEVEL),
-        ('"text": "x", "level": ["info"]', NO_LEVEL),
-        ('"text": "x", "level": {"info": 1}', NO_LEVEL),
-    ],
-    ids=lambda text: text[:30],
-)
-def test_what_is_no_text_or_level_is_refused(server, members, sentence):
-    body = f"{{{members}}}".encode()
-    assert error(post(server, body)) == (400, sentence)
-
-
-GOOD = b'{"text": "no", "level": "info"}'
-
-
-@pytest.mark.parametrize(
-    ("body", "headers", "status", "sentence"),
-    [
-        (b"", {}, 400, NO_OBJECT),
-        (b'{"text": "no"', {}, 400, NO_OBJECT),
-        (b'["no", "info"]', {}, 400, NO_OBJECT),
-        (
-            GOOD.ljust(MAX_BODY_BYTES + 1),
-            {},
-            413,
-            "The body must have at most 16384 bytes.",
-        ),
-        (
-            GOOD,
-            {"Content_Type": "text/plain"},
-            415,
-            "The body must have the Content-Type application/json.",
-        ),
-    ],
-)
-def test_what_is_refused_is_published_to_nobody(
-    server, body, headers, status, sentence
-):
-    client, _ = begun(server)
-    assert error(post(server, body, **headers)) == (status, sentence)
-    id = send(server, "after")
-    with client:
-        assert texts_until(client, "after") == [(id, "after")]
-
-
-def test_a_body_of_the_greatest_size_is_taken(server):
-    with post(server, GOOD.ljust(MAX_BODY_BYTES)) as client:
-        assert client.status == 201
-
-
-def test_who_was_away_receives_exactly_what_was_missed(server):
-    first = send(server, "before")
-    missed = [(send(server, text), text) for text in ("One", "Two")]
-    with server.get(STREAM, Last_Event_ID=first) as client:
-        id = send(server, "live")
-        assert texts_until(client, "live") == [*missed, (id, "live")]
-
-
-def test_who_left_before_any_notification_misses_none(server):
-    client, place = begun(server)
-    client.close()
-    id = send(server, "meanwhile")
-    with server.get(STREAM, Last_Event_ID=place) as client:
-        assert texts_until(client, "meanwhile") == [(id, "meanwhile")]
-
-
-def test_without_an_id_nothing_from_before_comes(server):
-    send(server, "before")
-    client, _ = begun(server)
-    id = send(server, "after")
-    with client:
-        assert texts_until(client, "after") == [(id, "after")]
-
-
-@pytest.mark.parametrize("last", ["x", "1-0", "9999999999999-0", "-", "$"])
-def test_an_id_that_is_not_held_gets_a_reset_and_then_all(server, last):
-    id = send(server, "held")
-    with server.get(STREAM, Last_Event_ID=last) as client:
-        chunks = client.chunks()
-        assert next(chunks) == b":\n"
-        received = read_until(chunks, f"id: {id}\n".encode()).decode()
-    assert re.match(
-        r"id: \d+-\d+\nevent: reset\n"
-        r"data: Earlier events have been discarded\.\n\nid: ",
-        received,
+def test_while_redis_is_down_only_sending_fails(start, own_redis):
+    one, other = (
+        start(command, REDIS_URL=own_redis.url) for command in COMMANDS.values()
     )
-    assert received.count("event: reset") == 1
-
-
-@pytest.fixture
-def two(start, own_redis) -> tuple[Server, Server]:
-    """Two servers, as they run for real, and a Redis between them."""
-    return tuple(start("gunicorn", REDIS_URL=own_redis.url) for _ in range(2))
-
-
-def test_while_redis_is_away_only_sending_fails(two, own_redis):
-    one, other = two
-    client, place = begun(other)
-    with client:
-        id = send(one, "One")
-        assert texts_until(client, "One") == [(id, "One")]
+    with other.get(STREAM) as client:
+        events = parse_events(client.chunks())
+        last = place(events)
+        first = (post(one, "One"), "One")
+        assert until(events, "One") == [first]
 
         own_redis.stop()
-        with post(one, GOOD) as refused:
+        with one.post("/notifications", GOOD, Content_Type=JSON) as refused:
+            assert refused.status == 503
             assert refused.header("Retry-After") == "5"
-            assert error(refused) == (
-                503,
-                "Redis is not available. Try again in a few seconds.",
-            )
+            assert json.loads(refused.read()) == {"error": DOWN}
 
         own_redis.start()
-        later = send(other, "Two")
-        assert texts_until(client, "Two") == [(later, "Two")]
-    with one.get(STREAM, Last_Event_ID=place) as client:
-        assert texts_until(client, "Two") == [(id, "One"), (later, "Two")]
+        second = (post(other, "Two"), "Two")
+        assert until(events, "Two") == [second]
+    with one.get(STREAM, Last_Event_ID=last) as client:
+        events = parse_events(client.chunks())
+        assert until(events, "Two") == [first, second]
+
+
+# The page
 
 
 def shown(page: Page) -> list[str]:

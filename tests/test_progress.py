@@ -128,6 +128,8 @@ def post(client):
     yield post
     for path in paths:
         client.delete(path)
+    slots, free = background._slots, background.MAX_AT_ONCE
+    wait_until(lambda: slots._value == free)
 
 
 def test_post_immediately_answers_where_to_follow_the_job(post):
@@ -237,13 +239,6 @@ def kill(server: Server, *, master: bool = True) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def shared(own_redis, monkeypatch) -> dict[str, str]:
-    """Settings of servers that share a Redis, and lose a job quickly."""
-    monkeypatch.setattr(broker, "BROKER", RedisBroker(own_redis.url))
-    return {"REDIS_URL": own_redis.url, "FLASK_JOB_LOST_SECONDS": "2"}
-
-
 def newest_id(path: str) -> str:
     return broker.newest(path.removeprefix("/").replace("/", ":")).id
 
@@ -253,7 +248,11 @@ def end_of(client: Client) -> tuple[str, int | dict]:
     return summary([end])[0]
 
 
-def test_clients_get_an_end_when_a_server_has_died(start, shared):
+def test_clients_get_an_end_when_a_server_or_a_worker_has_died(
+    start, own_redis, monkeypatch
+):
+    monkeypatch.setattr(broker, "BROKER", RedisBroker(own_redis.url))
+    shared = {"REDIS_URL": own_redis.url, "FLASK_JOB_LOST_SECONDS": "2"}
     dying, other = (start(command, **shared) for command in COMMANDS.values())
     first, second = begin(dying, 1000), begin(dying, 1000)
     with other.get(first) as follower, dying.get(second) as disconnected:
@@ -270,16 +269,13 @@ def test_clients_get_an_end_when_a_server_has_died(start, shared):
         with other.get(path, Last_Event_ID=newest_id(path)) as client:
             assert client.status == 204
 
-
-def test_clients_get_an_end_when_a_worker_has_died(start, shared):
-    server = start("gunicorn", **shared)
-    path = begin(server, 1000)
-    with server.get(path) as client:
+    path = begin(other, 1000)
+    with other.get(path) as client:
         read_until_done(client, 2)
-        kill(server, master=False)
-    with server.get(path, Last_Event_ID=newest_id(path)) as back:
+        kill(other, master=False)
+    with other.get(path, Last_Event_ID=newest_id(path)) as back:
         assert end_of(back) == ("failed", LOST)
-    with server.get(path) as late:
+    with other.get(path) as late:
         assert summary(parse_events(late.chunks())) == [("failed", LOST)]
 
 
@@ -401,11 +397,15 @@ def test_page_continues_where_the_job_is(lesson_page):
 def test_page_shows_why_a_request_was_refused(lesson_page):
     page = lesson_page("progress")
     with page.expect_event("console"):
+        page.evaluate("location.hash = '/jobs/x'")
+        press(page, "Stop")
+    expect(page.locator("#end")).to_have_text(UNKNOWN)
+    with page.expect_event("console"):
         page.evaluate("byId('steps').value = 1001; start()")
     expect(page.locator("#end")).to_have_text(WRONG_STEPS)
     assert page.locator("#state").text_content() == "closed"
     with page.expect_event("console"):
-        page.evaluate("location.hash = '/jobs/x'; follow()")
+        page.evaluate("follow()")
     expect_end(page, "This job does not exist, or the server is busy.")
     with page.expect_event("console"):
         press(page, "Stop")
