@@ -42,6 +42,8 @@ def set_up_parts(config: Mapping[str, Any]) -> None:
     language_model.SILENCE_SECONDS = config["UPSTREAM_SILENCE_SECONDS"]
     background.LOST_SECONDS = config["JOB_LOST_SECONDS"]
     relay.MAX_BODY_BYTES = config["RELAY_MAX_BYTES"]
+    relay.MAX_CHOICES = config["RELAY_MAX_CHOICES"]
+    relay.MAX_TOKENS = config["RELAY_MAX_TOKENS"]
     broker.BROKER = broker.MemoryBroker()
     if url := os.environ.get("REDIS_URL"):
         from redis_broker import RedisBroker  # nothing else needs redis-py

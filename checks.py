@@ -34,10 +34,8 @@ def query_number(
         number = None
     if number is None or not lowest <= number <= highest:
         kind = "an integer" if isinstance(default, int) else "a number"
-        abort(
-            400,
-            f"{name} must be {kind} from {lowest} to {highest}, got {text!r}.",
-        )
+        allowed = f"{kind} from {lowest} to {highest}"
+        abort(400, f"{name} must be {allowed}, got {text!r}.")
     return number
 
 
@@ -61,9 +59,7 @@ def json_text(
 
 def _checked_text(text: Any, name: str, lowest: int, highest: int) -> str:
     if not isinstance(text, str) or not lowest <= len(text) <= highest:
-        abort(
-            400, f"{name} must be a text of {lowest} to {highest} characters."
-        )
+        abort(400, f"{name} must be text of {lowest} to {highest} characters.")
     return text
 
 
@@ -100,16 +96,19 @@ def same_origin_only() -> None:
 
     A guard for whatever changes something or costs money: pass it to
     `bp.before_request`. Browsers send Sec-Fetch-Site and Sec-Purpose (W3C Fetch
-    Metadata), or Origin (RFC 6454). curl and API clients send none, and pass.
+    Metadata), Origin (RFC 6454) or, with a GET over plain HTTP, only Referer.
+    curl and API clients send none of them, and pass. Set Flask's TRUSTED_HOSTS,
+    too: without it, DNS rebinding makes any site the same origin.
     """
     if request.blueprint in OPEN_BLUEPRINTS:
         return
-    headers = request.headers
-    foreign_site = headers.get("Sec-Fetch-Site", "same-origin") != "same-origin"
-    own_origins = ("http://" + request.host, "https://" + request.host)
-    foreign_origin = headers.get("Origin", own_origins[0]) not in own_origins
-    is_prefetch = "Sec-Purpose" in headers
-    if foreign_site or foreign_origin or is_prefetch or not request.host:
+    headers, host = request.headers, request.host
+    own_origins = (None, f"http://{host}", f"https://{host}")
+    site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
+    if site is origin is None and "Mozilla/" in headers.get("User-Agent", ""):
+        origin = "/".join(headers.get("Referer", "none").split("/")[:3])
+    is_foreign = site not in (None, "same-origin") or origin not in own_origins
+    if is_foreign or "Sec-Purpose" in headers or not host:
         abort(403, FOREIGN)
 
 

@@ -18,6 +18,7 @@ words.
     '{"messages":[{"role":"user","content":"Hi"}],"stream":true}'
 """
 
+import json
 import os
 import re
 from contextlib import closing
@@ -31,7 +32,9 @@ from language_model import BROKEN_OFF, Answer, ModelError, ask
 from sse import Event, keep_alive
 
 MAX_BODY_BYTES = 512 * 1024
-MAX_ANSWER_BYTES = 16 * 1024 * 1024  # of one that is not streamed
+MAX_ANSWER_BYTES = 4 * 1024 * 1024  # of one that is not streamed
+MAX_CHOICES = 1
+MAX_TOKENS = 16_384  # 0: the model's own limit
 NOTICE_SECONDS = 0.5  # until a disconnect is noticed: tokens cost
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ALLOWED = {"chat/completions": ["POST"], "models": ["GET"]}
@@ -43,6 +46,7 @@ HEADERS = {
 # With its blank line, because the stream has no ids: some clients
 # drop an event that begins with a comment.
 COMMENT = b": keep-alive\n\n"
+TOKENS = ("max_completion_tokens", "max_tokens")
 BLANKS = (b"\n\n", b"\r\r", b"\r\n\r\n")
 END = re.compile(rb'[\r\n]data: ?\[DONE|"finish_reason"\s*:\s*"\w')
 
@@ -56,6 +60,11 @@ def chat_completions():
     messages = body.pop("messages", None)
     if not isinstance(messages, list):
         abort(400, "messages must be a list.")
+    limit(body, MAX_CHOICES, "n")
+    if MAX_TOKENS:
+        limit(body, MAX_TOKENS, *TOKENS)
+        if not any(map(body.get, TOKENS)):
+            body[TOKENS[0]] = MAX_TOKENS
     return relay(ask(messages, **body), body["stream"])
 
 
@@ -71,12 +80,23 @@ def others(path):
     abort(404, f"There is no /v1/{path} here.")
 
 
+def limit(body, highest, *names):
+    for name in names:
+        value = body.get(name)
+        is_right = type(value) is int and 1 <= value <= highest
+        if value is not None and not is_right:
+            abort(
+                400, f"{name} must be an integer, 1 to {highest}."
+            )
+
+
 def relay(answer, wants_stream=False):
     upstream, chunks = answer.open(), iter(answer)
-    kind = upstream.headers.get("Content-Type", "text/plain")
+    status = upstream.status_code
+    kind = upstream.headers.get("Content-Type", "")
     first = b"" if "event-stream" in kind else next(chunks, b"")
     is_page = first.lstrip().startswith((b"{", b"<"))
-    if wants_stream and upstream.status_code == 200 and not is_page:
+    if wants_stream and status == 200 and not is_page:
         items = keep_alive(chunks, NOTICE_SECONDS, answer.close)
         return Response(relayed(first, items), headers=HEADERS)
     body = bytearray(first)
@@ -85,16 +105,27 @@ def relay(answer, wants_stream=False):
             body += chunk
             if len(body) > MAX_ANSWER_BYTES:
                 raise ModelError("The answer is too large.")
-    headers = {"Content-Type": kind}
+    if status != 200 and not 400 <= status < 600:
+        raise ModelError(f"The language model answered {status}.")
+    headers = {"Content-Type": "application/json"}
     if retry_after := upstream.headers.get("Retry-After"):
         headers["Retry-After"] = retry_after
-    return without_key(bytes(body)), upstream.status_code, headers
+    return without_key(bytes(body), status), status, headers
 
 
-def without_key(body):
-    key = os.environ.get("OPENAI_API_KEY", "").strip().encode()
+def without_key(body, status):
+    try:  # JSON can hide each character in an escape
+        text = json.dumps(json.loads(body), allow_nan=False)
+    except (ValueError, RecursionError):
+        status = 502 if status == 200 else status
+        message = "The language model sent no JSON."
+        raise ModelError(message, status) from None
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    quoted_key = json.dumps(key)[1:-1]
     is_secret = len(key) > 7  # local models take a dummy
-    return body.replace(key, b"***") if is_secret else body
+    if is_secret and quoted_key in text:
+        return text.replace(quoted_key, "***")
+    return body
 
 
 def error_object(message, status):

@@ -300,7 +300,10 @@ def browser():
     expect.set_options(timeout=30_000)
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable)
+        browser = playwright.chromium.launch(
+            executable_path=executable,
+            args=["--host-resolver-rules=MAP *.test 127.0.0.1"],
+        )
         yield browser
         browser.close()
 

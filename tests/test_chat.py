@@ -179,7 +179,7 @@ def test_a_prompt_of_another_length_is_refused(client, upstream, query):
     response = client.get(f"/stream{query}")
     assert response.status_code == 400
     assert response.json == {
-        "error": "prompt must be a text of 1 to 4000 characters."
+        "error": "prompt must be text of 1 to 4000 characters."
     }
     assert upstream.requests == []
 

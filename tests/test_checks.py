@@ -94,7 +94,7 @@ def test_very_long_numbers_are_refused_without_delay():
             assert sentence == f"n must be {kind} from 0 to 10, got {number!r}."
 
 
-TEXT = (400, "t must be a text of 1 to 3 characters.")
+TEXT = (400, "t must be text of 1 to 3 characters.")
 
 
 def test_a_text_has_the_right_length():
@@ -225,11 +225,37 @@ def is_refused(headers: dict[str, str]) -> bool:
     return outcome(same_origin_only, headers=headers) == (403, checks.FOREIGN)
 
 
+BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101"
 PAGES = {
     "curl": ({}, False),
     "our page": ({"Sec-Fetch-Site": "same-origin"}, False),
     "another site": ({"Sec-Fetch-Site": "cross-site"}, True),
     "another port or subdomain": ({"Sec-Fetch-Site": "same-site"}, True),
+    "a browser over plain HTTP": ({"User-Agent": BROWSER}, True),
+    "our page over plain HTTP": (
+        {"User-Agent": BROWSER, "Referer": "http://app.test/page?a=1"},
+        False,
+    ),
+    "another page over plain HTTP": (
+        {"User-Agent": BROWSER, "Referer": "http://app.test.other.test/"},
+        True,
+    ),
+    "another page over plain HTTP that names ours": (
+        {"User-Agent": BROWSER, "Referer": "http://x/http://app.test/"},
+        True,
+    ),
+    "no URL as the referer": (
+        {"User-Agent": BROWSER, "Referer": "http://app.test@other.test/"},
+        True,
+    ),
+    "our page that hides its address": (
+        {"User-Agent": BROWSER, "Sec-Fetch-Site": "same-origin"},
+        False,
+    ),
+    "our POST over plain HTTP": (
+        {"User-Agent": BROWSER, "Origin": "http://app.test"},
+        False,
+    ),
     "a user's own navigation": ({"Sec-Fetch-Site": "none"}, True),
     "an empty Sec-Fetch-Site": ({"Sec-Fetch-Site": ""}, True),
     "a prefetch of ours": (

@@ -21,8 +21,8 @@ from sse import Event
 
 STALE = "Somebody else has changed the document."
 NO_VERSION = 'Name the version you changed: If-Match: "id".'
-NO_TEXT = "text must be a text of 0 to 2000 characters."
-NO_AUTHOR = "author must be a text of 1 to 40 characters."
+NO_TEXT = "text must be text of 0 to 2000 characters."
+NO_AUTHOR = "author must be text of 1 to 40 characters."
 DOWN = "Redis is not available. Try again in a few seconds."
 NO_OBJECT = 'The body must be a JSON object, such as {"a": 1}.'
 MARKUP = "<img src=x onerror=alert(1)><b>&amp;"

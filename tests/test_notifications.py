@@ -17,7 +17,7 @@ from redis_broker import RedisBroker
 from sse import Event
 
 STREAM = "/stream/notifications"
-NO_TEXT = "text must be a text of 1 to 500 characters."
+NO_TEXT = "text must be text of 1 to 500 characters."
 NO_LEVEL = "level must be one of info, warning, alert."
 NO_OBJECT = 'The body must be a JSON object, such as {"a": 1}.'
 DOWN = "Redis is not available. Try again in a few seconds."

@@ -13,7 +13,6 @@ from upstream import (
     BYTE_FAULTS,
     CUT_FAULTS,
     DONE,
-    ERROR_PAGE,
     FAULTS,
     FINISH,
     FRAMINGS,
@@ -41,7 +40,7 @@ from demos import relay
 LEAVE_SECONDS = 2
 PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hi"}]
-CHAT = {"messages": MESSAGES}
+CHAT = {"messages": MESSAGES, "max_completion_tokens": 100}
 STREAMED = CHAT | {"stream": True}
 KEEP_ALIVE = b": keep-alive\n\n"
 COMPLETION = (
@@ -258,24 +257,47 @@ def test_comments_fill_the_silence_between_events_only(
 
 @pytest.mark.parametrize("body", [STREAMED, CHAT])
 @pytest.mark.parametrize(
-    ("name", "status", "content_type", "page"),
+    ("name", "status", "page"),
     [
-        ("401", 401, "application/json", REFUSED_KEY),
-        ("429", 429, "application/json", TOO_MANY),
-        ("500 with HTML", 500, "text/html", ERROR_PAGE),
-        ("200 with HTML", 200, "text/html", ERROR_PAGE),
-        ("200 with JSON", 200, "application/json", b'{"choices": []}'),
+        ("401", 401, REFUSED_KEY),
+        ("429", 429, TOO_MANY),
+        ("200 with JSON", 200, b'{"choices": []}'),
     ],
 )
-def test_a_page_keeps_its_status_and_body(
-    client, upstream, body, name, status, content_type, page
+def test_a_json_answer_keeps_its_status_and_body(
+    client, upstream, body, name, status, page
 ):
     upstream.answer = FAULTS[name].answer
     response = client.post(PATH, json=body)
     assert (response.status_code, response.data) == (status, page)
-    assert response.headers["Content-Type"] == content_type
+    assert response.headers["Content-Type"] == "application/json"
     retry_after = "7" if name == "429" else None
     assert response.headers.get("Retry-After") == retry_after
+
+
+NO_JSON = "The language model sent no JSON."
+
+
+def test_what_is_neither_json_nor_a_stream_is_not_passed_on(client, upstream):
+    script = b"<script>fetch('/answers')</script>"
+    for line, status in {
+        "200 OK": 502,
+        "404 Not Found": 404,
+        "500 Internal Server Error": 500,
+    }.items():
+        for content in (script, b"", b"Not found", b'{"a": NaN}', b"[" * 9999):
+            upstream.answer = page(content, line, "text/html")
+            check_error(client.post(PATH, json=CHAT), status, NO_JSON)
+        upstream.answer = page(script, line, "text/html")
+        check_error(client.post(PATH, json=STREAMED), status, NO_JSON)
+
+
+def test_only_a_status_that_clients_know_is_passed_on(client, upstream):
+    for status in (201, 204, 302, 399, 600, 999):
+        upstream.answer = page(b"{}", f"{status} Whatever")
+        response = client.post(PATH, json=CHAT)
+        sentence = f"The language model answered {status}."
+        check_error(response, 502, sentence)
 
 
 def test_json_after_blank_lines_is_a_page(client, upstream):
@@ -288,7 +310,7 @@ def test_json_after_blank_lines_is_a_page(client, upstream):
 def test_a_redirect_is_not_followed(client, upstream):
     upstream.answer = FAULTS["redirects"].answer
     response = client.post(PATH, json=CHAT)
-    assert response.status_code == 302
+    assert response.status_code == 502
     assert "Location" not in response.headers
     assert len(upstream.requests) == 1
 
@@ -410,11 +432,10 @@ def test_a_page_that_breaks_off_is_502(client, upstream, framing):
         content_type="application/json",
     )
     response = client.post(PATH, json=CHAT)
-    if framing == "close":
-        # Only a JSON parser can tell that such a page is incomplete.
-        assert (response.status_code, response.data) == (200, COMPLETION[:50])
-    else:
-        check_error(response, 502, language_model.BROKEN_OFF)
+    # Only a JSON parser can tell that a page without a length is incomplete.
+    is_silent = framing == "close"
+    sentence = NO_JSON if is_silent else language_model.BROKEN_OFF
+    check_error(response, 502, sentence)
 
 
 def test_a_whole_answer_that_is_too_large_is_502(client, upstream):
@@ -449,6 +470,42 @@ def test_another_method_is_405(client, upstream):
 
 NO_OBJECT = 'The body must be a JSON object, such as {"a": 1}.'
 NO_LIST = "messages must be a list."
+
+
+LIMITS = {"n": 1, "max_tokens": 16_384, "max_completion_tokens": 16_384}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_caller_chooses_no_more_than_the_server_pays_for(
+    client, upstream, name
+):
+    highest, chat = LIMITS[name], {"messages": MESSAGES}
+    for value in (highest + 1, 0, -1, 1.0, True, "1", [1]):
+        response = client.post(PATH, json=chat | {name: value})
+        sentence = f"{name} must be an integer, 1 to {highest}."
+        check_error(response, 400, sentence)
+    assert upstream.requests == []
+    upstream.answer = page(COMPLETION)
+    for value in (highest, None):
+        response = client.post(PATH, json=chat | {name: value})
+        assert response.status_code == 200
+        sent = upstream.requests[-1].json
+        assert sent["max_completion_tokens" if value is None else name] == (
+            value or 16_384
+        )
+        assert ("max_tokens" in sent) == (name == "max_tokens")
+
+
+def test_the_limits_of_an_answer_are_settings(app, upstream, monkeypatch):
+    upstream.answer = page(COMPLETION)
+    monkeypatch.setenv("FLASK_RELAY_MAX_CHOICES", "2")
+    monkeypatch.setenv("FLASK_RELAY_MAX_TOKENS", "0")
+    client = create_app().test_client()
+    for body in ({"n": 2}, {}, {"max_tokens": 10**6}):
+        client.post(PATH, json={"messages": MESSAGES} | body)
+        sent = upstream.requests[-1].json
+        assert sent == sent | body
+        assert "max_completion_tokens" not in sent
 
 
 @pytest.mark.parametrize(
@@ -569,18 +626,23 @@ def test_a_body_may_have_512_kib(online, upstream):
             b'{"error": {"message": "Incorrect API key: %s."}}' % KEY.encode(),
             "401 Unauthorized",
         ),
+        page(
+            b'{"error": "%s"}'
+            % "".join(f"\\u{ord(one):04x}" for one in KEY).encode(),
+            "401 Unauthorized",
+        ),
         page(KEY.encode(), "500 Internal Server Error", "text/html"),
         page(b"{}", "302 Found", "text/html", f"Location: http://x/?key={KEY}"),
         lambda connection: connection.send(b"%s\r\n\r\n" % KEY.encode()),
     ],
-    ids=["401", "500", "302", "in place of HTTP"],
+    ids=["401", "escaped", "500", "302", "in place of HTTP"],
 )
 def test_a_key_that_the_upstream_echoes_is_redacted(
     client, upstream, answer, body
 ):
     upstream.answer = answer
     response = client.post(PATH, json=body)
-    assert KEY not in f"{response.headers}{response.data}"
+    assert KEY not in f"{response.headers}{response.data}{response.json}"
 
 
 def test_a_dummy_key_is_no_secret(client, upstream, monkeypatch):

@@ -38,7 +38,7 @@ from event_source import ReceivedEvent, parse_events
 
 LEAVE_SECONDS = 2
 PROMPT = b'{"prompt": "Why?"}'
-WRONG_PROMPT = "prompt must be a text of 1 to 4000 characters."
+WRONG_PROMPT = "prompt must be text of 1 to 4000 characters."
 NO_REDIS = "Redis is not available. Try again in a few seconds."
 STOPPED = "The job was stopped."
 UNKNOWN = "There is nothing with the id 'x' in answers."

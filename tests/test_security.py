@@ -1,7 +1,8 @@
-"""The headers that protect the reader of a page, and of every stream."""
+"""The hosts that are answered, and the headers of pages and streams."""
 
 from conftest import NAMES, media_type, open_stream
 
+from app import create_app
 from website.security import content_security_policy
 
 NO_CACHE = ("no-cache, no-transform", "no-store, no-transform")
@@ -48,3 +49,45 @@ def test_pages_are_not_for_other_sites(client):
     response = client.get("/demos/hello")
     assert "Access-Control-Allow-Origin" not in response.headers
     assert response.headers["Referrer-Policy"] == "same-origin"
+
+
+HOSTS = {
+    "localhost": True,
+    "LOCALHOST:5000": True,
+    "app.localhost:5000": True,
+    "127.0.0.1": True,
+    "192.168.0.7:5000": True,
+    "[::1]:5000": True,
+    "ours.example": True,
+    "ours.example:8443": True,
+    "all.example": True,
+    "any.all.example": True,
+    "any.ours.example": False,
+    "other.example": False,
+    "other.example:5000": False,
+    "127.0.0.1.other.example": False,
+    "localhost.other.example": False,
+    "notall.example": False,
+    "a_b.example": False,
+    "user@localhost": False,
+    "other.example#.localhost": False,
+    "2130706433": False,  # 127.0.0.1, to some resolvers
+    "": False,
+}
+
+
+def test_only_our_own_hosts_are_answered(monkeypatch):
+    monkeypatch.setenv("FLASK_TRUSTED_HOSTS", "ours.example, .ALL.example")
+    client = create_app().test_client()
+    for path in ("/", "/static/style.css", "/nowhere", "/completion?prompt=a"):
+        found = {}
+        for host in HOSTS:
+            response = client.get(path, headers={"Host": host})
+            found[host] = response.status_code != 400
+            if not found[host]:
+                assert response.json == {
+                    "error": f"To use the host {host!r}, "
+                    "set FLASK_TRUSTED_HOSTS."
+                }
+            response.close()
+        assert found == HOSTS, path

@@ -14,12 +14,16 @@ from redis_broker import RedisBroker
 from website.settings import SETTINGS, has_upstream, read_settings
 
 BASE_URL = (
-    "OPENAI_BASE_URL must be an http or https URL, "
-    "such as http://localhost:11434/v1."
+    "OPENAI_BASE_URL must be an http or https URL without a query and "
+    "without a password, such as http://localhost:11434/v1."
 )
 REDIS_URL = (
     "REDIS_URL must be a redis, rediss or unix URL without a query, "
     "such as redis://localhost:6379/0."
+)
+TRUSTED_HOSTS = (
+    "FLASK_TRUSTED_HOSTS must be host names without ports, such as "
+    "example.org,.example.org (a dot adds all subdomains)."
 )
 API_KEY = "OPENAI_API_KEY must be ASCII, without spaces."
 WRONG = {
@@ -35,12 +39,30 @@ WRONG = {
     ("FLASK_RUN_PORT", "99999"): (
         "FLASK_RUN_PORT must be an integer from 1 to 65535, got '99999'."
     ),
-    ("OPENAI_BASE_URL", "localhost:11434"): BASE_URL,
-    ("OPENAI_BASE_URL", "http://two words/v1"): BASE_URL,
     ("OPENAI_API_KEY", "sk-two words"): API_KEY,
     ("OPENAI_API_KEY", "sk-geheim-é"): API_KEY,
     ("OPENAI_API_KEY", "sk-a\nb"): API_KEY,
-} | {
+}
+WRONG |= {
+    ("FLASK_TRUSTED_HOSTS", names): TRUSTED_HOSTS
+    for names in ("a.example:80", "http://a.example", "*", "a..example", ".")
+}
+WRONG |= {
+    ("OPENAI_BASE_URL", url): BASE_URL
+    for url in (
+        "localhost:11434",
+        "http://two words/v1",
+        "http://localhost:0/v1",
+        "http://localhost:99999/v1",
+        "http://localhost/v1?key=sk-geheim",
+        "http://localhost/v1#a",
+        "http://user:sk-geheim@localhost/v1",
+        "http://sk-geheim@localhost/v1",
+        "http:///v1",
+        "ftp://localhost/v1",
+    )
+}
+WRONG |= {
     ("REDIS_URL", url): REDIS_URL
     for url in (
         "localhost:6379",
@@ -76,7 +98,7 @@ REDIS_URLS = (
 
 
 def test_defaults_are_within_their_own_limits():
-    assert read_settings({}) == {
+    assert read_settings({}) == {"TRUSTED_HOSTS": []} | {
         name: default for name, (default, _, _) in SETTINGS.items()
     }
 
@@ -151,7 +173,8 @@ DEFAULTS = """
 import background, language_model, sse
 from demos import relay
 print(sse.KEEP_ALIVE_SECONDS, language_model.SILENCE_SECONDS,
-      background.LOST_SECONDS, relay.MAX_BODY_BYTES)
+      background.LOST_SECONDS, relay.MAX_BODY_BYTES, relay.MAX_CHOICES,
+      relay.MAX_TOKENS)
 """
 
 
@@ -167,6 +190,8 @@ def test_defaults_are_those_of_the_parts_when_they_are_copied():
         "UPSTREAM_SILENCE_SECONDS",
         "JOB_LOST_SECONDS",
         "RELAY_MAX_BYTES",
+        "RELAY_MAX_CHOICES",
+        "RELAY_MAX_TOKENS",
     )
     defaults = [str(SETTINGS[name][0]) for name in names]
     assert done.stdout.split() == defaults

@@ -41,7 +41,7 @@ def test_refuses_a_question_that_is_missing_empty_or_too_long(client):
         response = client.get("/stream/thinking", query_string=query)
         assert response.status_code == 400
         assert response.json["error"] == (
-            "question must be a text of 1 to 200 characters."
+            "question must be text of 1 to 200 characters."
         )
 
 

@@ -1,17 +1,45 @@
-"""Response headers that protect the reader of a page."""
+"""The hosts that are answered, and headers that protect a page's reader."""
 
 import hashlib
 from base64 import b64encode
 from collections.abc import Iterable
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
-from flask import Flask, Response, request
+from flask import Flask, Response, abort, request
+from werkzeug.sansio.utils import host_is_trusted
 
 import checks
 from demos import LESSONS
 
+LOOPBACK = ("localhost", ".localhost")
+
 
 def init_app(app: Flask) -> None:
+    """Answer to TRUSTED_HOSTS, LOOPBACK and IP addresses, and add headers."""
+    names = app.config["TRUSTED_HOSTS"] or ()
+    app.config["TRUSTED_HOSTS"] = None  # Flask's check knows no IP addresses
+
+    @app.before_request
+    def refuse_other_hosts() -> None:
+        if not is_ours(request.host, names):
+            host = request.headers.get("Host")
+            abort(400, f"To use the host {host!r}, set FLASK_TRUSTED_HOSTS.")
+
     app.after_request(add_headers)
+
+
+def is_ours(host: str, names: Iterable[str]) -> bool:
+    """Tell whether the host of a request belongs to this site.
+
+    Otherwise DNS rebinding makes any site the same origin: its name resolves to
+    its own server first, and then to ours. An IP address is not a name.
+    """
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        return bool(ip_address(name))
+    except ValueError:
+        return host_is_trusted(name, [*LOOPBACK, *names])
 
 
 def add_headers(response: Response) -> Response:

@@ -8,6 +8,7 @@ settings before any worker starts.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 SETTINGS = {
@@ -19,15 +20,17 @@ SETTINGS = {
     "OFFLINE_WORD_SECONDS": (0.05, 0.0, 5.0),
     "JOB_LOST_SECONDS": (15.0, 1.0, 600.0),
     "RELAY_MAX_BYTES": (512 * 1024, 1024, 100 * 1024 * 1024),
+    "RELAY_MAX_CHOICES": (1, 1, 128),
+    "RELAY_MAX_TOKENS": (16_384, 0, 10_000_000),
 }
 
 
-def read_settings(environ: Mapping[str, str]) -> dict[str, float]:
+def read_settings(environ: Mapping[str, str]) -> dict[str, Any]:
     """Return the value of each setting.
 
     Raises SystemExit with one line that says what is wrong and what is allowed.
     """
-    values = {}
+    values: dict[str, Any] = {"TRUSTED_HOSTS": _trusted_hosts(environ)}
     for name, (default, lowest, highest) in SETTINGS.items():
         text = environ.get(f"FLASK_{name}", default)
         try:
@@ -44,6 +47,16 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, float]:
     return values
 
 
+def _trusted_hosts(environ: Mapping[str, str]) -> list[str]:
+    names = environ.get("FLASK_TRUSTED_HOSTS", "").replace(",", " ").split()
+    if not all(re.fullmatch(r"[.]?[\w-]+([.][\w-]+)*", name) for name in names):
+        raise SystemExit(
+            "FLASK_TRUSTED_HOSTS must be host names without ports, such as "
+            "example.org,.example.org (a dot adds all subdomains)."
+        )
+    return [name.lower() for name in names]
+
+
 def _check_upstream(environ: Mapping[str, str]) -> None:
     try:
         url = urlsplit(environ.get("OPENAI_BASE_URL") or "http://localhost")
@@ -51,13 +64,14 @@ def _check_upstream(environ: Mapping[str, str]) -> None:
             url.scheme in ("http", "https")
             and re.fullmatch(r"\S+", url.hostname or "")
             and url.port != 0
+            and not (url.query or url.fragment or "@" in url.netloc)
         )
     except ValueError:
         usable = False
     if not usable:
         raise SystemExit(
-            "OPENAI_BASE_URL must be an http or https URL, "
-            "such as http://localhost:11434/v1."
+            "OPENAI_BASE_URL must be an http or https URL without a query and "
+            "without a password, such as http://localhost:11434/v1."
         )
     key = environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:

@@ -193,7 +193,7 @@ def test_a_refusal_stops_the_page_and_wire_shows_the_reason(lesson_page):
     with page.expect_response(lambda response: response.status == 400):
         press(page, "Ask")
     expect(state(page)).to_have_text("closed")
-    sentence = "question must be a text of 1 to 200 characters."
+    sentence = "question must be text of 1 to 200 characters."
     assert sentence not in page.locator(".live").text_content()
     send_wire(page, "/stream/thinking?question=")
     wire_row(page, "status 400, application/json")
