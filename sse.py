@@ -4,8 +4,7 @@
 
 Here `events` is a generator. It yields an `Event` for each event, and `None`
 when there is nothing to send: then `EventStream` sends a comment, which keeps
-the connection alive. `keep_alive` adds these `None`s for a generator that can
-block.
+the connection alive. `keep_alive` adds them for a generator that can block.
 
 Copy this file into any Flask app; it needs nothing else.
 Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -26,10 +25,7 @@ KEEP_ALIVE_SECONDS = 15.0
 """The longest silence of a stream: many proxies close idle connections after 30
 to 60 seconds, and a server notices a disconnect only when it writes."""
 
-COMMENT = b":\n"
-"""Browsers ignore it. No blank line follows: some clients would take that for
-the end of an empty event."""
-
+COMMENT = b":\n"  # with no blank line, which some clients take for an event
 LINE_END = re.compile("\r\n|\r|\n")
 NOT_IN_A_FIELD = re.compile("[\r\n\0]")
 to_json = json.JSONEncoder(
@@ -123,9 +119,7 @@ class EventStream(Response):
 
 
 def keep_alive(
-    events: Generator,
-    seconds: float,
-    interrupt: Callable[[], object] = lambda: None,
+    events: Generator, seconds: float, interrupt: Callable = lambda: None
 ) -> Generator:
     """Yield what `events` yields, and `None` after every silence of `seconds`.
 
@@ -134,8 +128,7 @@ def keep_alive(
     the stream ends or is closed, `interrupt` is called. It should wake a
     generator that is blocked, because only then can that be closed.
     """
-    # Room for one event and for the end: the thread can always finish.
-    handover: queue.Queue = queue.Queue(maxsize=2)
+    handover: queue.Queue = queue.Queue(2)  # an event and the end always fit
     closed = threading.Event()
 
     def pump() -> None:
@@ -150,25 +143,32 @@ def keep_alive(
             end = error
         handover.put((end, True))
 
-    threading.Thread(target=pump, daemon=True).start()
-    try:
-        while True:
-            try:
-                item, is_end = handover.get(timeout=seconds)
-            except queue.Empty:
-                yield None
-                continue
-            if not is_end:
+    def items() -> Generator:
+        try:
+            yield
+            thread.start()
+            while True:
+                try:
+                    item, is_end = handover.get(timeout=seconds)
+                except queue.Empty:
+                    item, is_end = None, False
+                if is_end and item:
+                    raise item
+                if is_end:
+                    return
                 yield item
-            elif item is None:
-                return
-            else:
-                raise item
-    finally:
-        closed.set()
-        while not handover.empty():
-            handover.get_nowait()
-        interrupt()
+        finally:
+            closed.set()
+            while not handover.empty():
+                handover.get_nowait()
+            interrupt()
+            if thread.ident is None:
+                events.close()
+
+    thread = threading.Thread(target=pump, daemon=True)
+    stream = items()
+    next(stream)  # or `close` before its first item would not run `finally`
+    return stream
 
 
 def last_event_number() -> int:

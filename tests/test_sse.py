@@ -331,6 +331,14 @@ def test_close_ends_a_source_whose_handover_is_full(events):
     wait_until(lambda: source.closed)
 
 
+def test_head_interrupts_and_closes_a_source_that_was_never_asked(app):
+    source, calls = Source(EVENTS), []
+    stream = keep_alive(source, LONG, lambda: calls.append("interrupt"))
+    app.add_url_rule("/new", view_func=lambda: EventStream(stream))
+    app.test_client().head("/new").close()
+    assert (source.closed, source.asked, calls) == (True, 0, ["interrupt"])
+
+
 @threads_end
 @pytest.mark.parametrize("error", [None, LookupError("gone")])
 def test_close_wakes_a_source_that_is_blocked(error):
