@@ -9,16 +9,8 @@ from conftest import lack, need
 
 def unpack(packages: dict[str, str], folder: Path) -> Path:
     """Fetch these versions, each into a folder of its name, and return all."""
-    npm = need("npm")
     names = [f"{name}@{version}" for name, version in packages.items()]
-    packed = subprocess.run(
-        [npm, "pack", *names, "--prefer-offline", "--loglevel=error"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    if packed.returncode:
-        lack(f"needs the npm registry: {packed.stderr}")
+    _npm("pack", *names, folder=folder)
     for name, version in packages.items():
         stem = name.removeprefix("@").replace("/", "-")
         with tarfile.open(folder / f"{stem}-{version}.tgz") as files:
@@ -26,3 +18,19 @@ def unpack(packages: dict[str, str], folder: Path) -> Path:
             files.extraction_filter = lambda member, path: member
             files.extractall(folder / name)
     return folder
+
+
+def install(package: str, folder: Path) -> None:
+    """Install a package for Node programs that run in `folder`."""
+    _npm("install", package, "--ignore-scripts", "--no-audit", folder=folder)
+
+
+def _npm(*arguments: str, folder: Path) -> None:
+    done = subprocess.run(
+        [need("npm"), *arguments, "--prefer-offline", "--loglevel=error"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        lack(f"needs the npm registry: {done.stderr}")
