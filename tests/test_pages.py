@@ -31,9 +31,9 @@ def test_the_live_part_is_its_file_to_the_letter(client, name):
 
 
 def test_curl_line_names_the_host_that_was_asked(client):
-    page = client.get("/demos/hello", base_url="http://pi.local:8080").text
+    page = client.get("/demos/hello", base_url="http://pi.localhost:8080").text
     curl = code_panel(page, "curl")
-    assert curl == "curl -N http://pi.local:8080/stream/hello"
+    assert curl == "curl -N http://pi.localhost:8080/stream/hello"
 
 
 def test_nothing_is_loaded_from_elsewhere(client):

@@ -165,7 +165,9 @@ def raw_response(server, request):
 
 
 def test_gunicorn_sends_each_event_as_one_chunk(gunicorn_probe):
-    request = f"GET {STREAM} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    request = (
+        f"GET {STREAM} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
     head, body = raw_response(gunicorn_probe, request)
     assert "Transfer-Encoding: chunked" in head
     sizes, chunks = [], []
@@ -188,7 +190,7 @@ def test_gunicorn_sends_no_chunks_to_an_http_1_0_client(gunicorn_probe):
 
 
 def test_gunicorn_sends_no_body_for_head(gunicorn_probe):
-    request = f"HEAD {STREAM} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    request = f"HEAD {STREAM} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     head, body = raw_response(gunicorn_probe, request)
     assert "Content-Type: text/event-stream" in head
     assert body == b""
