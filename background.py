@@ -5,43 +5,42 @@
     stop("jobs", id)
 
 A job publishes to a channel of its own, so clients of any process can join late
-and resume. Its last event, `finished` or `failed`, comes from the job, from
-`stop`, or from a process where a client follows a job that has gone silent: the
-first of them wins. Copy this file together with `sse.py` and `broker.py`.
+and resume. Its last event, `finished` or `failed`, is final. It comes from the
+job, from `stop`, from its process as that exits, or from a process where a
+client follows a silent job. Copy this file with `sse.py` and `broker.py`.
 """
 
+import atexit
 import logging
 import secrets
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from itertools import chain
 
 from flask import Response, abort, request
-from werkzeug.exceptions import ServiceUnavailable
 
 import broker
 from broker import BEGIN, Conflict, Unavailable, newest
 from sse import Event, EventStream, keep_alive
 
 ENDS = ("finished", "failed")
-MAX_AT_ONCE = 20
-MAX_KEPT = 100  # of the jobs that have ended here
+END = "end"  # the id of a last event, known without Redis
+MAX_AT_ONCE = 100  # jobs of a kind
+MAX_KEPT = 2 * MAX_AT_ONCE  # jobs of a kind that have ended here
 MAX_EVENTS = 10_000  # of a job, because a late client gets all of them
 PULSE_SECONDS = 1.0  # of silence, after which a job publishes `waiting`
 LOST_SECONDS = 15.0  # of silence, after which its process has died
 RETRY_SECONDS = 1.0  # between two looks, and two tries while Redis is down
 LOST = "The job is lost: its server has stopped, or Redis has lost its events."
-GONE = "gone"  # the id of the event that reports LOST
 
 logger = logging.getLogger(__name__)
-_slots = threading.BoundedSemaphore(MAX_AT_ONCE)
-_ended: deque[str] = deque()
 _interrupts: dict[str, Callable] = {}  # of the jobs that run here
+_ended: defaultdict[str, deque] = defaultdict(deque)  # by their kind
 _watched: set[str] = set()  # the jobs that are followed here
-_lock = threading.Lock()  # of `_watched`
+_lock = threading.Lock()  # held while a job is added to them
 
 
 def start(
@@ -51,21 +50,23 @@ def start(
 
     The last event must have the type `finished` or `failed`. After a silence of
     PULSE_SECONDS, `waiting` repeats the newest data. When the job is stopped,
-    `interrupt` is called, and `events` is closed at its next event. Raises
-    ServiceUnavailable while MAX_AT_ONCE jobs run here, and Unavailable.
+    `interrupt` is called, and `events` is closed at its next event. Aborts with
+    503 while MAX_AT_ONCE jobs of the kind run here. Raises Unavailable.
     """
-    if not _slots.acquire(blocking=False):
-        raise ServiceUnavailable("Too many jobs are running.", retry_after=5)
     id = secrets.token_urlsafe(12)
     channel = f"{kind}:{id}"
+    with _lock:
+        running = [one.partition(":")[0] for one in list(_interrupts)]
+        if running.count(kind) >= MAX_AT_ONCE:
+            seconds = 2 + secrets.randbelow(9)  # spreads the retries
+            abort(503, "Too many jobs are running.", retry_after=seconds)
+        _interrupts[channel] = interrupt
     try:
         last_id = _publish_after(BEGIN, channel, Event("", event="started"))
-        _interrupts[channel] = interrupt
         args = (channel, keep_alive(events, PULSE_SECONDS, interrupt), last_id)
         threading.Thread(target=_run, args=args, daemon=True).start()
     except BaseException:
-        _interrupts.pop(channel, None)
-        _slots.release()
+        del _interrupts[channel]
         raise
     return id
 
@@ -76,23 +77,20 @@ def follow(kind: str, id: str, *, from_newest: bool = False) -> Response:
     It resumes after the request's Last-Event-ID; without one it starts at the
     first event or, with `from_newest`, at the newest. A client that has the end
     gets 204, which stops a browser. Aborts with 404 for an unknown id, unless
-    the client has followed it: then it is lost. Raises Unavailable.
+    the client has followed it: then it is lost.
     """
     channel = f"{kind}:{id}"
     last_event_id = request.headers.get("Last-Event-ID")
+    if last_event_id == END:
+        return Response(status=204)
     try:
         last = newest(channel)
-    except Unavailable:
-        if last_event_id is None:
-            raise
-        return EventStream([], retry=3000)  # 503 would stop a browser for good
-    has_ended = last is not None and last.event in ENDS
-    if last_event_id == GONE or (has_ended and last_event_id == last.id):
-        return Response(status=204)
+    except Unavailable:  # 503 would stop a browser for good
+        return EventStream([], retry=2000 + secrets.randbelow(3000))
     if last is None:
         if last_event_id is None:
             abort(404, f"There is nothing with the id {id!r} in {kind}.")
-        return EventStream([_failed(LOST, id=GONE)])
+        return EventStream([_failed(LOST, id=END)])
     first = [last] if from_newest and last_event_id is None else []
     after = last.id if first else last_event_id or BEGIN
     with _lock:
@@ -109,21 +107,21 @@ def stop(kind: str, id: str) -> None:
     """
     channel = f"{kind}:{id}"
     try:
-        is_known = _end(channel, "The job was stopped.")
-    except Unavailable:
-        # What costs money must stop all the same, if it runs here.
+        if newest(channel) is None:
+            abort(404, f"There is nothing with the id {id!r} in {kind}.")
+        _end(channel, "The job was stopped.")
+    except Unavailable:  # what costs money must stop, if it runs here
         _interrupts.get(channel, lambda: None)()
         raise
-    if not is_known:
-        abort(404, f"There is nothing with the id {id!r} in {kind}.")
 
 
 def _until_end(first: list, events: Iterator) -> Iterator:
     with closing(events):
         for event in chain(first, events):
-            yield event
             if event is not None and event.event in ENDS:
+                yield Event(event.data, event=event.event, id=END)
                 return
+            yield event
 
 
 def _run(channel: str, items: Iterator[Event | None], last_id: str) -> None:
@@ -143,12 +141,12 @@ def _run(channel: str, items: Iterator[Event | None], last_id: str) -> None:
         if last_id is not None:
             _publish(channel, _failed("The job failed. See the log."), last_id)
     finally:
-        _slots.release()
         del _interrupts[channel]
-        _ended.append(channel)
-        if len(_ended) > MAX_KEPT:
+        ended = _ended[channel.partition(":")[0]]
+        ended.append(channel)
+        if len(ended) > MAX_KEPT:
             with suppress(Unavailable):
-                broker.forget(_ended.popleft())
+                broker.forget(ended.popleft())
 
 
 def _publish(channel: str, event: Event, last_id: str) -> str | None:
@@ -171,23 +169,19 @@ def _publish(channel: str, event: Event, last_id: str) -> str | None:
                 _end(channel, LOST)
 
 
-def _publish_after(last_id: str, channel: str, event: Event) -> str:
-    return broker.publish(channel, event, after=last_id, max_events=MAX_EVENTS)
+def _publish_after(last_id: str | None, channel: str, event: Event) -> str:
+    options = {"max_events": MAX_EVENTS, "final": event.event in ENDS}
+    return broker.publish(channel, event, after=last_id, **options)
 
 
 def _failed(error: str, id: str | None = None) -> Event:
     return Event({"error": error}, event="failed", id=id)
 
 
-def _end(channel: str, error: str) -> bool:
-    """End the job, unless it has ended. Return whether there is one."""
-    while last := newest(channel):
-        if last.event in ENDS:
-            return True
-        with suppress(Conflict):
-            _publish_after(last.id, channel, _failed(error))
-            return True
-    return False
+def _end(channel: str, error: str) -> None:
+    """End the job, unless it has ended."""
+    with suppress(Conflict):
+        _publish_after(None, channel, _failed(error))
 
 
 def _watch(channel: str) -> None:
@@ -195,7 +189,7 @@ def _watch(channel: str) -> None:
     seen_id, looks = None, 0  # not seconds: this process may have been paused
     while True:
         time.sleep(RETRY_SECONDS)
-        try:
+        with suppress(Conflict, Unavailable):  # a look that fails is none
             last = newest(channel)
             if last and last.event in ENDS:
                 break
@@ -204,6 +198,12 @@ def _watch(channel: str) -> None:
             seen_id = last_id
             if looks * RETRY_SECONDS >= LOST_SECONDS:
                 _publish_after(last_id, channel, _failed(LOST))
-        except (Conflict, Unavailable):
-            looks = 0  # silence proves nothing
     _watched.discard(channel)
+
+
+@atexit.register
+def _end_all() -> None:
+    """End the jobs that run here, as far as Redis can be reached."""
+    with suppress(Unavailable):
+        for channel in list(_interrupts):
+            _end(channel, LOST)

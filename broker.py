@@ -53,10 +53,10 @@ class PublishedEvent:
     Raises ValueError for over MAX_EVENT_BYTES, and what `Event.encode` raises.
     """
 
-    def __init__(self, id: str, event: Event):
+    def __init__(self, id: str, event: Event, final: bool = False):
         text = event.data
         self.data = text if isinstance(text, str) else sse.to_json(text)
-        self.id, self.event = id, event.event
+        self.id, self.event, self.final = id, event.event, final
         sent = Event(self.data, event=event.event, id=id, retry=event.retry)
         self.encoded = sent.encode()
         if len(self.encoded) > MAX_EVENT_BYTES:
@@ -72,20 +72,21 @@ def publish(
     *,
     after: str | None = None,
     max_events: int = MAX_EVENTS,
+    final: bool = False,
 ) -> str:
     """Publish an event, and return the id that it gets.
 
-    after: publish only if the channel's newest event has this id; BEGIN if the
-        channel must be empty.
+    after: publish only if the newest event has this id; BEGIN if there is none.
     max_events: how many events the channel keeps from now on. All of them are
         discarded KEEP_SECONDS after the newest.
+    final: the channel ends with this event; to publish more raises Conflict.
 
     Raises Conflict, Unavailable (and the event may be published all the same),
     and ValueError for an event that has an id or is too large.
     """
     if event.id is not None:
         raise ValueError(f"The broker sets the id, got {event.id!r}.")
-    return BROKER.publish(channel, event, after, max_events)
+    return BROKER.publish(channel, event, after, max_events, final)
 
 
 def subscribe(channel: str, last_event_id: str | None = None) -> Events:
@@ -214,22 +215,21 @@ class MemoryBroker:
         self._channels = Channels(keep_unread=True)
         self._newest = 0, 0  # the id, of all channels: none is given twice
 
-    def publish(
-        self, channel: str, event: Event, after: str | None, max_events: int
-    ) -> str:
+    def publish(self, channel, event, after, max_events, final) -> str:
         logs, oldest = self._channels.logs, time.monotonic() - KEEP_SECONDS
         with self._channels.lock:
             for name, log in list(logs.items()):
                 if not log.readers and log.used_at < oldest:
                     logs.pop(name, None)
             log = logs.get(channel, Log())
-            if after is not None and after != log.tail.id:
+            has_ended = log.tail.event and log.tail.event.final
+            if has_ended or after not in (None, log.tail.id):
                 raise Conflict
             ms, number = self._newest
             now = time.time_ns() // 1_000_000
             self._newest = max((now, 0), (ms, number + 1))  # as Redis does
             id = "{}-{}".format(*self._newest)
-            log.append(PublishedEvent(id, event), max_events)
+            log.append(PublishedEvent(id, event, final), max_events)
             logs[channel] = log
         return id
 

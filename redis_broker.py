@@ -61,10 +61,11 @@ MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 5
 PUBLISH = """
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local previous = newest and newest[1] or '0-0'
-local event, max_events, seconds, after = unpack(ARGV)
-if after and after ~= previous then return false end
-local id = redis.call('XADD', KEYS[1], 'MAXLEN', max_events, '*',
-    'event', event, 'previous', previous, 'max_events', max_events)
+local has_ended = newest and newest[2][8] == '1'
+local event, max_events, seconds, final, after = unpack(ARGV)
+if has_ended or after and after ~= previous then return false end
+local id = redis.call('XADD', KEYS[1], 'MAXLEN', max_events, '*', 'event',
+    event, 'previous', previous, 'max_events', max_events, 'final', final)
 redis.call('EXPIRE', KEYS[1], seconds)
 return id
 """
@@ -94,12 +95,10 @@ class RedisBroker:
         self._asked: list[threading.Event] = []
         self._trouble: str | None = None
 
-    def publish(
-        self, channel: str, event: Event, after: str | None, max_events: int
-    ) -> str:
+    def publish(self, channel, event, after, max_events, final) -> str:
         text = PublishedEvent(BEGIN, event).data  # raises what cannot be sent
         fields = {"data": text, "event": event.event, "retry": event.retry}
-        arguments = [json.dumps(fields), max_events, KEEP_SECONDS]
+        arguments = [json.dumps(fields), max_events, KEEP_SECONDS, int(final)]
         if after is not None:
             arguments.append(after)
         with self._available():

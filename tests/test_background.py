@@ -1,10 +1,12 @@
 """Background jobs, with their channels in memory and in Redis."""
 
 import re
+import socket
+import socketserver
 import threading
 import time
-from collections import deque
-from contextlib import closing
+from collections import defaultdict, deque
+from contextlib import closing, suppress
 from itertools import count, islice, takewhile
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -17,12 +19,13 @@ import background
 import broker
 import redis_broker
 import sse
-from broker import BEGIN, MemoryBroker, Unavailable, publish
+from broker import BEGIN, Conflict, MemoryBroker, Unavailable, publish
 from event_source import parse_events
 from redis_broker import RedisBroker
 from sse import Event
 
 SLOTS = 3
+MAX_AT_ONCE = background.MAX_AT_ONCE
 FINISHED = Event("", event="finished")
 FAILED = Event({"error": "No luck."}, event="failed")
 ENDS = ("finished", "failed")
@@ -33,11 +36,11 @@ class Job:
 
     running: list["Job"] = []
 
-    def __init__(self):
+    def __init__(self, kind="jobs"):
         self.interrupted, self.closed = threading.Event(), threading.Event()
         self._items = SimpleQueue()
-        self.id = background.start("jobs", self._events(), self.interrupt)
-        self.channel = f"jobs:{self.id}"
+        self.id = background.start(kind, self._events(), self.interrupt)
+        self.channel = f"{kind}:{self.id}"
         self.running.append(self)
 
     def interrupt(self) -> None:
@@ -98,9 +101,8 @@ def _quick_and_few(app, monkeypatch):
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
     monkeypatch.setattr(background, "PULSE_SECONDS", 0.05)
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.05)
-    slots = threading.BoundedSemaphore(SLOTS)
-    monkeypatch.setattr(background, "_slots", slots)
-    monkeypatch.setattr(background, "_ended", deque())
+    monkeypatch.setattr(background, "MAX_AT_ONCE", SLOTS)
+    monkeypatch.setattr(background, "_ended", defaultdict(deque))
     monkeypatch.setattr(background, "_watched", set())
     yield
     end_all()
@@ -113,7 +115,7 @@ def end_all() -> None:
 
 
 def all_slots_are_free() -> bool:
-    return background._slots._value == SLOTS
+    return not background._interrupts
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -196,7 +198,7 @@ def test_a_client_gets_exactly_these_bytes(store, follow, monkeypatch):
     assert re.sub(rb"id: \d+-\d+\n", b"id\n", body) == (
         b"id\nevent: started\ndata: \n\n"
         b"id\ndata: a\ndata: b\n\n"
-        b"id\nevent: finished\ndata: \n\n"
+        b"id: end\nevent: finished\ndata: \n\n"
     )
 
 
@@ -297,7 +299,7 @@ def test_an_unknown_id_is_404(store, follow, stop):
 
 def test_a_client_of_a_job_that_is_gone_gets_an_end_and_then_204(store, follow):
     (event,) = read(follow("x", "1700000000000-0"))
-    assert (pairs([event]), event.id) == ([LOST], "gone")
+    assert (pairs([event]), event.id) == ([LOST], "end")
     assert follow("x", event.id).status_code == 204
 
 
@@ -332,6 +334,18 @@ def test_what_goes_wrong_is_logged_and_not_sent(follow, caplog, way):
     (record,) = caplog.records
     assert record.getMessage() == f"jobs:{job.id} failed"
     assert record.exc_info
+
+
+def test_nothing_follows_a_final_event(store, request):
+    channel = request.node.name
+    id = publish(channel, Event("a"), final=True)
+    for after in (None, id, BEGIN):
+        with pytest.raises(Conflict):
+            publish(channel, Event("b"), after=after)
+    assert pairs(stored(channel)) == [A]
+    broker.forget(channel)
+    publish(channel, Event("c"))
+    broker.forget(channel)
 
 
 def test_nothing_follows_the_end(store):
@@ -442,47 +456,85 @@ def test_of_many_ends_one_is_published_and_nothing_follows(
         assert ends == everything[-1:]
 
 
-class Distant:
-    """A broker that a request takes a millisecond to reach, and an answer."""
+class Distant(socketserver.BaseRequestHandler):
+    """A connection to a Redis that is 10 ms away."""
 
-    def __init__(self, near):
-        self._near = near
-
-    def publish(self, *arguments):
-        return self._travel(self._near.publish, arguments)
-
-    def newest(self, *arguments):
-        return self._travel(self._near.newest, arguments)
-
-    def _travel(self, call, arguments):
-        time.sleep(0.001)
-        try:
-            return call(*arguments)
-        finally:
-            time.sleep(0.001)
+    def handle(self):
+        address = "127.0.0.1", self.server.redis_port
+        with socket.create_connection(address) as near:
+            back = threading.Thread(target=carry, args=[near, self.request])
+            back.start()
+            carry(self.request, near)
+            back.join()
 
 
-def test_a_stop_ends_a_job_that_publishes_without_a_pause(stop, monkeypatch):
-    near = broker.BROKER
-    monkeypatch.setattr(broker, "BROKER", Distant(near))
+def carry(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            time.sleep(0.01)
+            target.sendall(data)
+        target.shutdown(socket.SHUT_RDWR)
+
+
+class TwoPlaces:
+    """The broker: one for the thread that makes it, another for all others."""
+
+    def __init__(self, here: RedisBroker, elsewhere: RedisBroker):
+        self._brokers, self._thread = (here, elsewhere), threading.get_ident()
+
+    def __getattr__(self, name):
+        is_elsewhere = threading.get_ident() != self._thread
+        return getattr(self._brokers[is_elsewhere], name)
+
+
+@pytest.fixture
+def distant_store(redis_server, monkeypatch, app):
+    """A Redis that is near to the jobs, but 10 ms away from the test."""
+    address = "127.0.0.1", 0
+    with socketserver.ThreadingTCPServer(address, Distant) as server:
+        server.redis_port = redis_server.port
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        distant = RedisBroker(f"redis://127.0.0.1:{server.server_address[1]}/0")
+        places = TwoPlaces(distant, RedisBroker(redis_server.url))
+        monkeypatch.setattr(broker, "BROKER", places)
+        yield
+        end_all()
+        distant._redis.close()
+        server.shutdown()
+        thread.join()
+
+
+def test_a_stop_wins_against_a_job_that_publishes_without_a_pause(
+    distant_store, stop
+):
     job = Job()
-    job.send(*["a"] * background.MAX_EVENTS)
-    wait_until(lambda: near.newest(job.channel).event != "started")
+    job.send(*["a"] * 5000, FINISHED)  # takes 50 times as long as a stop
+    wait_until(lambda: broker.newest(job.channel).data == "a")
     stop(job.id)
-    (end,) = pairs([near.newest(job.channel)])
-    assert end == STOPPED
+    everything = pairs(job.stored())
+    assert everything[-1] == STOPPED
+    wait_until(job.closed.is_set)
+    assert pairs(job.stored()) == everything
 
 
 # How many jobs
 
 
-def test_too_many_jobs_at_once_are_refused():
-    for _ in range(SLOTS):
-        Job()
-    with pytest.raises(ServiceUnavailable) as error:
-        Job()
-    assert error.value.retry_after == 5
-    assert error.value.description == "Too many jobs are running."
+def test_too_many_jobs_of_a_kind_at_once_are_refused():
+    jobs, seconds = [Job() for _ in range(SLOTS)], set()
+    for _ in range(50):
+        with pytest.raises(ServiceUnavailable) as error:
+            Job()
+        assert error.value.description == "Too many jobs are running."
+        seconds.add(error.value.retry_after)
+    assert min(seconds) >= 2
+    assert max(seconds) <= 10
+    assert len(seconds) > 3  # so that not all return together
+    Job("answers").send(FINISHED)
+    jobs[0].send(FINISHED)
+    wait_until(lambda: jobs[0].channel not in background._interrupts)
+    Job()
 
 
 SLOT_IS_FREE_AFTER = {
@@ -528,14 +580,18 @@ def test_a_job_that_cannot_start_takes_no_slot(own_store, monkeypatch):
 def test_of_the_jobs_that_have_ended_the_newest_are_kept(
     store, follow, monkeypatch
 ):
+    assert background.MAX_KEPT >= MAX_AT_ONCE  # the ends of all can be read
     monkeypatch.setattr(background, "MAX_KEPT", 2)
+    answer = Job("answers")
+    answer.send(FINISHED)
+    wait_until(all_slots_are_free)
     running = Job()
     ended = []
     for _ in range(4):
         ended.append(Job())
         ended[-1].send(FINISHED)
-        wait_until(lambda: background._slots._value == SLOTS - 1)
-    wait_until(lambda: len(background._ended) == 2)
+        wait_until(lambda: list(background._interrupts) == [running.channel])
+    wait_until(lambda: len(background._ended["jobs"]) == 2)
     for job in ended[:2]:
         wait_until(lambda: broker.newest(job.channel) is None)  # noqa: B023
         with pytest.raises(NotFound):
@@ -544,6 +600,7 @@ def test_of_the_jobs_that_have_ended_the_newest_are_kept(
         assert pairs(read(follow(job.id))) == [STARTED, END]
     running.send(FINISHED)
     assert pairs(read(follow(running.id))) == [STARTED, END]
+    assert pairs(answer.stored()) == [STARTED, END]
 
 
 def test_a_job_that_has_ended_is_kept_for_a_set_time(follow, monkeypatch):
@@ -591,6 +648,22 @@ def test_a_client_of_a_job_that_died_gets_an_end(
     assert follower.result()[-1] == LOST
     assert time.monotonic() - begin > 0.3
     assert pairs(stored(f"jobs:{orphan}")) == [STARTED, A, LOST]
+
+
+def test_a_client_gets_the_end_though_redis_answers_only_now_and_then(
+    orphan, follow, monkeypatch
+):
+    def newest_now_and_then(channel, newest=background.newest):
+        if next(looks) % 3:
+            raise Unavailable
+        return newest(channel)
+
+    monkeypatch.setattr(background, "LOST_SECONDS", 0.2)
+    monkeypatch.setattr(background, "RETRY_SECONDS", 0.01)
+    looks = count()
+    monkeypatch.setattr(background, "newest", newest_now_and_then)
+    assert Follower(follow(orphan)).result() == [STARTED, A, LOST]
+    assert next(looks) > 3 * 20  # a look that fails is not one
 
 
 def test_a_client_that_keeps_reconnecting_gets_the_end_too(
@@ -722,16 +795,19 @@ def test_a_job_that_died_while_redis_was_down_is_ended(
     assert follower.result() == [STARTED, LOST]
 
 
-def test_a_client_that_reconnects_while_redis_is_down_is_to_try_again(
+def test_a_client_that_connects_while_redis_is_down_is_to_try_again(
     own_store, follow
 ):
     job = Job()
     own_store.stop()
-    again = follow(job.id, "1-0")  # 503 would stop a browser for good
-    assert (again.status_code, again.get_data()) == (200, b"retry: 3000\n")
-    with pytest.raises(Unavailable):
-        follow(job.id)
+    for last_event_id in (None, "1-0"):
+        again = follow(job.id, last_event_id)  # 503 would stop it for good
+        assert again.status_code == 200
+        assert re.fullmatch(rb"retry: [234]\d{3}\n", again.get_data())
+    assert follow(job.id, "end").status_code == 204
     own_store.start()
+    with pytest.raises(NotFound):
+        follow("x")
     job.send(FINISHED)
     assert pairs(read(follow(job.id))) == [STARTED, END]
 
@@ -820,9 +896,8 @@ def test_a_job_of_which_redis_has_lost_an_event_does_not_finish(
     assert pairs(job.stored())[-1] == LOST
 
 
-@pytest.mark.parametrize("has_finished", [False, True])
-def test_clients_get_an_end_though_redis_was_set_back(
-    own_store, follow, monkeypatch, has_finished
+def test_clients_get_one_end_though_redis_was_set_back(
+    own_store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.5)
     monkeypatch.setattr(background, "PULSE_SECONDS", 10)
@@ -832,14 +907,48 @@ def test_clients_get_an_end_though_redis_was_set_back(
     wait_until(lambda: A in pairs(job.stored()))
     backup = redis.dump(key)
     follower = Follower(follow(job.id))
-    job.send("b", *[FINISHED] * has_finished)
-    wait_until(lambda: follower.has(END if has_finished else B))
+    job.send("b")
+    wait_until(lambda: follower.has(B))
     last_id = follower.events[-1].id
     redis.restore(key, 0, backup, replace=True)
     back = Follower(follow(job.id, last_id))
-    if not has_finished:
-        job.send("c")
-        assert follower.result()[-1] == LOST
-        wait_until(job.interrupted.is_set)
-    assert back.result()[-1] == LOST
+    job.send("c")
+    for client in follower, back:
+        assert client.result()[-1] == LOST
+        assert follow(job.id, client.events[-1].id).status_code == 204
+    wait_until(job.interrupted.is_set)
     assert pairs(job.stored()) == [STARTED, A, LOST]
+
+
+def test_a_client_that_has_the_end_gets_no_other_though_redis_lost_it(
+    own_store, follow
+):
+    job = Job()
+    job.send(FINISHED)
+    end = read(follow(job.id))[-1]
+    own_store.client().flushall()
+    assert follow(job.id, end.id).status_code == 204
+
+
+# The process stops, on purpose
+
+
+def test_a_process_that_exits_ends_its_jobs(store):
+    jobs = [Job(), Job("answers")]
+    background._end_all()
+    for job in jobs:
+        assert pairs(job.stored()) == [STARTED, LOST]
+
+
+def test_a_process_exits_though_redis_is_down(own_store, monkeypatch):
+    def attempt(*arguments, publish=broker.BROKER.publish):
+        attempts.append(arguments)
+        return publish(*arguments)
+
+    monkeypatch.setattr(background, "PULSE_SECONDS", 100)
+    attempts = []
+    Job(), Job()
+    own_store.stop()
+    monkeypatch.setattr(broker.BROKER, "publish", attempt)
+    background._end_all()
+    assert len(attempts) == 1  # each might take TIMEOUT_SECONDS

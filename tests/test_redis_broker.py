@@ -174,7 +174,7 @@ def elsewhere(redis_server, channel):
     def publish_elsewhere(*texts, max_events=broker.MAX_EVENTS):
         other = RedisBroker(redis_server.url)
         return [
-            other.publish(channel, Event(text), None, max_events)
+            other.publish(channel, Event(text), None, max_events, False)
             for text in texts
         ]
 
