@@ -362,6 +362,25 @@ def test_page_shows_the_steps_done_and_the_seconds_left(lesson_page):
     assert page.locator("#left").text_content() == "?"
 
 
+WAIT = """() => {
+    const state = { done: 7, total: 20, message: "Still at step 8" };
+    for (const data of ["", JSON.stringify(state)]) {
+        source.dispatchEvent(new MessageEvent("waiting", { data }));
+    }
+    return [byId("bar").value, byId("message").textContent];
+}"""
+
+
+def test_page_shows_a_job_that_waits_and_one_that_was_stopped(lesson_page):
+    page = lesson_page("progress")
+    start_job(page, 1000)
+    wait_for_steps(page, 1)
+    assert page.evaluate(WAIT) == [7, "Still at step 8"]
+    press(page, "Disconnect")
+    press(page, "Stop")
+    expect_end(page, STOPPED["error"])
+
+
 def test_page_shows_the_end_and_does_not_reconnect(lesson_page):
     page = lesson_page("progress")
     requests = []

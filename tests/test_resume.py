@@ -624,6 +624,17 @@ def test_stop_shows_why_and_stops_the_model(resume, upstream, answer, text):
 
 
 @one_server
+def test_stop_shows_the_end_though_the_page_has_left(resume, upstream):
+    upstream.answer = silent_in_mid_answer
+    press(resume, "Ask")
+    expect_text(resume, "Hello")
+    press(resume, "Leave")
+    press(resume, "Stop")
+    expect_end(resume, STOPPED)
+    assert text_of(resume) == "Hello"
+
+
+@one_server
 def test_page_shows_why_an_answer_is_incomplete(resume, upstream):
     for name in ("401", "cut, chunked"):
         upstream.answer, sentence, begun = FAULTS[name]
