@@ -61,11 +61,12 @@ MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 5
 PUBLISH = """
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local previous = newest and newest[1] or '0-0'
-local has_ended = newest and newest[2][8] == '1'
+local has_ended = newest and newest[2][2] == '1'
 local event, max_events, seconds, final, after = unpack(ARGV)
 if has_ended or after and after ~= previous then return false end
-local id = redis.call('XADD', KEYS[1], 'MAXLEN', max_events, '*', 'event',
-    event, 'previous', previous, 'max_events', max_events, 'final', final)
+local id = redis.call('XADD', KEYS[1], 'MAXLEN', max_events, '*',
+    'final', final, 'event', event, 'previous', previous,
+    'max_events', max_events)
 redis.call('EXPIRE', KEYS[1], seconds)
 return id
 """
