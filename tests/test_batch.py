@@ -1,6 +1,7 @@
 import json
 import socket
 import threading
+from collections import Counter
 
 import pytest
 from conftest import Client, wait_until
@@ -9,8 +10,6 @@ from werkzeug.serving import make_server
 from demos import batch
 from demos.batch import batches
 from event_source import parse_events
-
-ROOM = 20_000  # messages that the buffer holds at the highest rate
 
 
 def messages_of(event):
@@ -41,14 +40,15 @@ def test_an_empty_buffer_sends_nothing(server):
         assert messages_of(next(parse_events(chunks)))[0]["n"] == 1
 
 
-def test_a_full_buffer_drops_the_oldest_and_reports_how_many():
+def test_a_full_buffer_drops_the_oldest_and_reports_how_many(monkeypatch):
+    monkeypatch.setattr(batch, "MAX_BUFFER", 20)
     reading, put_all = threading.Event(), threading.Event()
 
     def produce(rate, put, closed):
-        put({"n": 1})
+        put([{"n": 1}])
         reading.wait()
         for n in range(2, 101):
-            put({"n": n})
+            put([{"n": n}])
         put_all.set()
 
     stream = batches(rate=10, flush_seconds=0.001, produce=produce)
@@ -58,6 +58,71 @@ def test_a_full_buffer_drops_the_oldest_and_reports_how_many():
     assert next(stream).encode() == b'event: dropped\ndata: {"dropped":79}\n\n'
     assert [message["n"] for message in next(stream).data] == [*range(81, 101)]
     stream.close()
+
+
+class Clock:
+    """A clock that moves only while somebody waits, and once is late."""
+
+    def __init__(self, late=0):
+        self.now, self.late, self.end = 0, late, late + 5
+        self.sleeps = []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.sleeps.append(seconds)
+
+    def wait(self, seconds):
+        self.now, self.late = self.now + seconds + self.late, 0
+        return self.now > self.end
+
+
+@pytest.mark.parametrize(
+    ("late", "skipped"),
+    [(0.5, 0), (3600, 3600 * 10_000 - batch.MAX_BUFFER + 100)],
+)
+def test_a_producer_that_is_late_catches_up_in_turns(
+    monkeypatch, late, skipped
+):
+    clock, puts = Clock(late), []
+    monkeypatch.setattr(batch, "time", clock)
+    batch.produce(10_000, puts.append, clock)
+    assert max(map(len, puts)) <= batch.MAX_TURN
+    made = [message["n"] for messages in puts for message in messages]
+    assert made == [*range(made[0], made[-1] + 1)]
+    assert made[0] - 1 == pytest.approx(skipped, abs=3)
+    assert made[-1] == pytest.approx(clock.now * 10_000, abs=110)
+
+
+def test_a_stream_holds_no_more_than_its_buffer(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(batch, "time", clock)
+
+    def produce(rate, put, closed):
+        put([{"n": n + 1} for n in range(30_000)])
+
+    stream = batches(rate=10_000, flush_seconds=5, produce=produce)
+    assert next(stream).data == {"dropped": 20_000}
+    assert len(next(stream).data) == 10_000
+    stream.close()
+    assert clock.sleeps == [0.5]  # then half the buffer is full
+
+
+def test_without_batches_others_have_their_turn(monkeypatch):
+    clock, at = Clock(), []
+    monkeypatch.setattr(batch, "time", clock)
+
+    def produce(rate, put, closed):
+        put([{"n": n + 1} for n in range(1000)])
+
+    stream = batches(rate=10_000, flush_seconds=0, produce=produce)
+    for _ in range(1000):
+        next(stream)
+        at.append(len(clock.sleeps))
+    stream.close()
+    assert Counter(at) == dict.fromkeys(range(1, 6), batch.MAX_TURN)
+    assert min(clock.sleeps) > 0
 
 
 @pytest.fixture
@@ -83,7 +148,7 @@ def test_a_client_that_stalls_is_told_how_much_it_missed(
     monkeypatch.setattr(batch, "random", lambda: produced.append(1) or 0.5)
     path = "/stream/batch?rate=10000&flush=10"
     with Client(small_buffers, "GET", path) as client:
-        wait_until(lambda: len(produced) > 2 * ROOM)
+        wait_until(lambda: len(produced) > 2 * batch.MAX_BUFFER)
         seen = 0
         events = parse_events(client.chunks())
         for event in events:
@@ -93,7 +158,8 @@ def test_a_client_that_stalls_is_told_how_much_it_missed(
             messages = messages_of(event)
             assert messages[0]["n"] == seen + 1
             seen = messages[-1]["n"]
-        assert messages_of(next(events))[0]["n"] == seen + dropped + 1
+        messages = messages_of(next(events))
+        assert messages[-1]["n"] == seen + dropped + len(messages)
 
 
 def test_the_producer_ends_with_the_stream():
