@@ -30,7 +30,7 @@ from flask_sock import Sock
 from simple_websocket import ConnectionClosed
 from wsproto.utilities import ProtocolError
 
-from checks import query_number
+from checks import query_number, same_origin_only
 from sse import Event, EventStream, last_event_number
 
 INTERVAL_SECONDS = 1.0
@@ -47,6 +47,8 @@ sock = Sock()
 
 @bp.before_request
 def read_request():
+    if request.path == "/socket":  # browsers let all sites open one
+        same_origin_only()
     interval = query_number("interval", INTERVAL_SECONDS, 0.01, 10)
     newest = int(time.time() / interval)
     after = query_number("after", newest, 0, 10**15)
@@ -102,7 +104,7 @@ def stream():
 
 def ticking(interval, n, now=time.time, sleep=time.sleep):
     while True:
-        n += 1
+        n = max(n + 1, int(now() / interval) - MAX_EVENTS)
         while (seconds := n * interval - now()) > 0:
             sleep(seconds)
         yield {"n": n, "at": round(n * interval, 3)}

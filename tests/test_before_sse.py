@@ -129,6 +129,18 @@ def test_no_tick_is_early_even_if_sleep_returns_early():
     assert clock == [100.5]
 
 
+def test_a_client_that_is_late_gets_at_most_100_events_without_a_wait():
+    clock = [1000.0]
+    ticks = ticking(2, 500, now=lambda: clock[0], sleep=lambda _: 1 / 0)
+    clock[0] += 4
+    assert [next(ticks)["n"] for _ in range(2)] == [501, 502]
+    clock[0] += 8000
+    late = [next(ticks)["n"] for _ in range(101)]
+    assert late == [*range(4402, 4503)]
+    with pytest.raises(ZeroDivisionError):
+        next(ticks)
+
+
 def test_sends_exactly_these_bytes(server):
     n = newest(2.5)
     path = f"{STREAM}?interval=2.5&after={n - 1}"
@@ -194,6 +206,40 @@ def test_the_last_event_id_takes_precedence_over_the_query(site, last, back):
         told = parse_events(client.chunks())
         assert next(told).event == "asked"
         assert next(told).id == str(now - back + 1)
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        ({}, 101),
+        ({"Origin": "http://127.0.0.1:{}"}, 101),
+        ({"Origin": "https://127.0.0.1:{}"}, 101),
+        ({"Origin": "http://127.0.0.1"}, 403),
+        ({"Origin": "http://localhost:{}"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+    ],
+)
+def test_only_pages_of_this_site_open_a_websocket(site, origin, expected):
+    origin = {name: origin[name].format(site.port) for name in origin}
+    with open_socket(site, **origin) as client:
+        assert client.status == expected
+        if expected == 101:
+            assert b"asked_bytes" in next(frames(client))[1]
+
+
+def test_a_browser_gets_no_websocket_for_a_foreign_page(page, site):
+    ends = page.evaluate(
+        """(url) => new Promise((resolve) => {
+          const socket = new WebSocket(url);
+          socket.onopen = socket.onerror = (event) => resolve(event.type);
+        })""",
+        f"{site.url.replace('http', 'ws')}/socket",
+    )
+    assert ends == "error"
+    (problem,) = page.problems
+    assert "403" in problem
+    page.problems.clear()
 
 
 def test_no_cache_stores_a_response(client):
