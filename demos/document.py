@@ -19,6 +19,7 @@ save in both: the second overwrites the first, and nobody is told.
 
 import json
 from datetime import UTC, datetime
+from random import randint
 
 from flask import Blueprint, abort, request
 
@@ -76,4 +77,6 @@ def stale(current):
 @bp.get("/stream/document")
 def stream():
     last_event_id = request.headers.get("Last-Event-ID", BEGIN)
-    return EventStream(subscribe("document", last_event_id))
+    events = subscribe("document", last_event_id)
+    # After a restart, not all reconnect in the same second.
+    return EventStream(events, retry=randint(2000, 5000))

@@ -6,17 +6,18 @@ the views that stream know nothing of each other. Each event has an
 id, so a client that was disconnected catches up.
 
 Notice: the first event, `begin`, carries an id, so that a
-connection that drops before the first notification loses none. A
-text that the server refuses stays in its field.
+connection that drops before the first notification loses none. Each
+client gets its own `retry`, or all would reconnect simultaneously.
 
 Try: open a second window, press Start in both, and send a text:
 both receive it. With `flask run --reload`, delete "alert" from
-LEVELS and save. What the server held in memory is gone, and an
-event `reset` reports it; with Redis, nothing would be. Alerts are
-now refused.
+LEVELS and save. Alerts are now refused. What the server held in
+memory is gone, and an event `reset` reports it.
 
     curl -N http://127.0.0.1:5000/stream/notifications
 """
+
+from random import randint
 
 from flask import Blueprint, abort, request
 
@@ -46,4 +47,5 @@ def send():
 @bp.get("/stream/notifications")
 def stream():
     last_event_id = request.headers.get("Last-Event-ID")
-    return EventStream(subscribe("notifications", last_event_id))
+    events = subscribe("notifications", last_event_id)
+    return EventStream(events, retry=randint(2000, 5000))

@@ -68,6 +68,18 @@ def stream(client):
         yield stream
 
 
+@pytest.mark.parametrize("path", [STREAM, "/stream/prices", "/stream/document"])
+def test_clients_reconnect_after_2_to_5_seconds_each(client, path):
+    retries = set()
+    for _ in range(20):
+        with client.get(path, buffered=False) as response:
+            field, value = next(iter(response.response)).split(b": ")
+        assert field == b"retry"
+        retries.add(int(value))
+    assert len(retries) > 10
+    assert 2000 <= min(retries) < max(retries) <= 5000
+
+
 def place(events: Iterator[Event]) -> str:
     """Read the first event; return the id to resume from."""
     event = next(events)
@@ -218,8 +230,10 @@ def test_a_notification_is_exactly_these_bytes(server):
         assert client.header("Access-Control-Allow-Origin") is None
         chunks = client.chunks()
         beginning = read_until(chunks, b"\n\n").decode()
+        retry, rest = beginning.split("\n", 1)
+        assert re.fullmatch(r"retry: \d{4}", retry)
         place = beginning.rpartition(" ")[2].strip()
-        assert beginning == (f":\nid: {place}\nevent: begin\ndata: {place}\n\n")
+        assert rest == f"id: {place}\nevent: begin\ndata: {place}\n\n"
         id = post(server, 'Grüße, "👋"\nand a line', "alert")
         assert read_until(chunks, b"\n\n").decode() == (
             f"id: {id}\n"

@@ -334,7 +334,7 @@ def test_prices_are_exactly_these_bytes(start):
         assert client.header("Cache-Control") == "no-cache, no-transform"
         received = read_until(client.chunks(), b"}\n\n").decode()
     values = ",".join(rf'"{name}":\d+(\.\d{{1,3}})?' for name in SYMBOLS)
-    expected = rf":\nid: \d{{13}}-\d+\ndata: {{{values}}}\n\n"
+    expected = rf"retry: \d{{4}}\nid: \d{{13}}-\d+\ndata: {{{values}}}\n\n"
     assert re.fullmatch(expected, received)
 
 
