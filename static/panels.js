@@ -84,6 +84,7 @@ wire.addEventListener("toggle", () => {
   if (wire.open) send();
   else controller.abort();
 });
+addEventListener("pagehide", () => controller.abort());
 wire.querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();
   send();

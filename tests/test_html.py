@@ -53,6 +53,13 @@ def test_a_part_is_sent_as_soon_as_it_is_ready(monkeypatch):
     assert list(page) == []
 
 
+def test_it_begins_with_enough_text_for_webkit_to_paint():
+    with closing(html.page("", dict.fromkeys(PARTS, 0))) as page:
+        body = next(page).partition("</title>")[2]
+    text = re.sub("<.+?>", "", body)
+    assert len(re.sub(r"\s+", " ", text)) > 250
+
+
 @pytest.mark.parametrize("fail", PARTS)
 def test_one_part_fails_alone_and_only_the_log_shows_why(fail, caplog):
     page = "".join(html.page(fail, dict.fromkeys(PARTS, 0)))
@@ -155,14 +162,14 @@ def test_a_disconnect_stops_all_work(start, command):
 RECORD = """
 window.seen = [];
 new MutationObserver(() => {
-  const parts = [...document.querySelectorAll("p")];
+  const parts = [...document.querySelectorAll("p[id]")];
   window.seen.push(parts.map((one) => one.id).join(" "));
 }).observe(document, {childList: true, subtree: true});
 """
 
 
 def ids(parts) -> list[str]:
-    return parts.locator("p").evaluate_all("all => all.map((p) => p.id)")
+    return parts.locator("p[id]").evaluate_all("all => all.map((p) => p.id)")
 
 
 @pytest.mark.own_page
@@ -187,7 +194,7 @@ def test_each_part_replaces_its_placeholder(page: Page, lesson_page):
     seen = frame.evaluate("seen")
     assert [one for one in dict.fromkeys(seen) if one in steps] == steps
     assert " ".join(ids(frame)) == steps[-1]
-    assert frame.locator("p").all_text_contents() == [
+    assert frame.locator("p[id]").all_text_contents() == [
         f"trains: {READY['trains']}",
         f"weather: {FAILED}",
         f"mail: {READY['mail']}",
@@ -233,3 +240,24 @@ def test_starting_again_adds_nothing_to_the_history(lesson_page):
             page.get_by_role("button", name="Start").click()
         assert navigated.value.url.endswith(f"/stream/html?fail={fail}")
     assert page.evaluate("history.length") == entries
+
+
+HIDE = "dispatchEvent(new PageTransitionEvent('pagehide'))"
+
+
+def test_a_page_that_back_brings_back_is_closed(lesson_page):
+    page = lesson_page("html")
+    page.get_by_role("button", name="Start").click()
+    page.frame_locator("#frame").locator("#weather-part").wait_for()
+    page.evaluate(HIDE)
+    expect(page.locator("#state")).to_have_text("closed")
+    assert page.frames[-1].evaluate("document.readyState") != "loading"
+
+
+@pytest.mark.parametrize("name", ["post", "relay", "before_sse"])
+def test_a_page_aborts_a_fetch_that_it_could_not_resume(lesson_page, name):
+    page = lesson_page(name)
+    page.locator("#form button").first.click()
+    expect(page.locator("#state")).to_have_text("open")
+    with page.expect_event("requestfailed"):  # it did not end by itself
+        page.evaluate(HIDE)
