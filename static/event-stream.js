@@ -1,25 +1,28 @@
 /**
  * Read the event stream in a response of fetch, as an EventSource would:
  *
+ *     const controller = new AbortController();
+ *     const { signal } = controller;
  *     const response = await fetch(url, { method: "POST", body, signal });
- *     for await (const event of readEventStream(response)) {
+ *     for await (const event of readEventStream(response, controller)) {
  *       console.log(event.type, event.data);
  *     }
  *
  * Each event is { type, data, lastEventId, retry }: what a browser dispatches,
  * and the reconnection time in milliseconds where the event sets one. An event
- * that the stream ends in the middle of is dropped. Leaving the loop closes
- * the connection; what reading throws (an abort, a lost connection) is thrown
- * here. Status and Content-Type are the caller's to check.
+ * that the stream ends in the middle of is dropped. Leaving the loop aborts
+ * `controller`, which closes the connection. Without it, Firefox closes it only
+ * when more bytes come. What reading throws (an abort, a lost connection) is
+ * thrown here. Status and Content-Type are the caller's to check.
  *
  * Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
  */
-export async function* readEventStream(response) {
+export async function* readEventStream(response, controller) {
   let data = [];
   let type = "";
   let lastEventId = "";
   let retry;
-  for await (const line of readLines(response)) {
+  for await (const line of readLines(response, controller)) {
     if (line === "") {
       if (data.length > 0) {
         type ||= "message";
@@ -40,7 +43,7 @@ export async function* readEventStream(response) {
 }
 
 /** Yield each line that CRLF, LF or CR has ended, however it is cut up. */
-async function* readLines({ body }) {
+async function* readLines({ body }, controller) {
   if (!body) return;
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let line = "";
@@ -57,6 +60,7 @@ async function* readLines({ body }) {
       yield* lines;
     }
   } finally {
+    controller?.abort();
     await reader.cancel();
   }
 }

@@ -64,8 +64,8 @@ HELPERS = """
 async () => {
   const { readEventStream } = await import("/event-stream.js");
 
-  window.read = async (response, take) => {
-    for await (const event of readEventStream(response)) {
+  window.read = async (response, take, controller) => {
+    for await (const event of readEventStream(response, controller)) {
       if (take(event) === "leave") break;
     }
   };
@@ -197,6 +197,34 @@ def test_leaving_the_loop_closes_the_connection(tab, server):
         }
     """)
     assert seen == ["a"]
+    assert last_asked(server, "/endless").left.wait(5)
+
+
+def test_leaving_the_loop_aborts_a_fetch_that_cannot_be_cancelled(tab):
+    aborted = tab.evaluate("""
+        async () => {
+          const bytes = new TextEncoder().encode("data: a\\n\\n");
+          const response = new Response(new ReadableStream({
+            start: (stream) => stream.enqueue(bytes),
+            cancel: () => new Promise(() => {}), // as in Firefox
+          }));
+          const controller = new AbortController();
+          await read(response, () => "leave", controller);
+          return controller.signal.aborted;
+        }
+    """)
+    assert aborted
+
+
+def test_leaving_the_loop_throws_nothing_if_it_aborts(tab, server):
+    tab.evaluate("""
+        async () => {
+          const controller = new AbortController();
+          const { signal } = controller;
+          const response = await fetch("/endless", { signal });
+          await read(response, () => "leave", controller);
+        }
+    """)
     assert last_asked(server, "/endless").left.wait(5)
 
 
