@@ -297,3 +297,16 @@ def test_the_page_was_loaded_over_http_1_1_and_shows_the_time(lesson_page):
     wait_for_events(page, count=1)
     for text in last_events(page)[:6]:
         assert re.fullmatch(r"The time is \d\d:\d\d:\d\d", text)
+
+
+def test_no_word_is_cut_on_a_phone(lesson_page):
+    page = lesson_page("six_connections")
+    page.set_viewport_size({"width": 390, "height": 844})
+    lines = page.locator(".streams").evaluate(
+        """(table) => [...table.querySelectorAll("th, button")].map((cell) => {
+          const text = document.createRange();
+          text.selectNodeContents(cell);
+          return text.getClientRects().length;
+        })"""
+    )
+    assert lines == [1] * (3 + 8)
