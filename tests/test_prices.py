@@ -3,8 +3,10 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from conftest import COMMANDS, PROJECT, Client, Server, read_until, wait_until
@@ -114,6 +116,29 @@ def test_clients_that_come_and_go_leave_one_market(store):
         events = stack.enter_context(closing(watch()))
         take(events, 1)
         wait_until(lambda: len(markets()) == 1)
+
+
+class LockedMarket(SimpleNamespace):
+    """A market that only the thread that holds its lock may change."""
+
+    def __setattr__(self, name, value):
+        assert self.lock.locked()
+        super().__setattr__(name, value)
+
+
+def test_of_many_clients_that_leave_at_once_each_is_counted(monkeypatch):
+    market = LockedMarket(clients=0, lock=threading.Lock())
+    monkeypatch.setattr(prices, "market", market)
+    all_in = threading.Barrier(20)
+
+    def visit(_):
+        with prices.opened_market():
+            all_in.wait(30)
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(visit, range(20)))
+    assert market.clients == 0
+    assert market.closed.is_set()
 
 
 def test_a_stream_that_never_starts_opens_no_market(client):
@@ -552,6 +577,33 @@ def test_the_page_shows_all_of_the_history(lesson_page):
     history = [(100 + n * STEP_MS / 1000, OPENED) for n in range(count)]
     show(page, (1, None), *history)
     wait_until(lambda: page.evaluate("most") >= count)
+
+
+HELD = """() => {
+  window.frames = [];
+  window.requestAnimationFrame = (draw) => window.frames.push(draw);
+  window.parsed = window.drawn = 0;
+  const { parse } = JSON;
+  JSON.parse = (text) => {
+    window.parsed += 1;
+    return parse(text);
+  };
+  const { getContext } = HTMLCanvasElement.prototype;
+  HTMLCanvasElement.prototype.getContext = function (type) {
+    window.drawn += 1;
+    return getContext.call(this, type);
+  };
+}"""
+
+
+def test_the_chart_is_drawn_once_a_frame_however_many_events_come(lesson_page):
+    page = lesson_page("prices")
+    page.evaluate(HELD)
+    show(page, *[(n, OPENED) for n in range(1, 51)])
+    wait_until(lambda: page.evaluate("parsed") == 50)
+    assert page.evaluate("[frames.length, drawn]") == [1, 0]
+    page.evaluate("frames.pop()()")
+    assert page.evaluate("drawn") == 1
 
 
 def test_the_chart_is_at_most_60_lines():

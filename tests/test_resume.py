@@ -536,7 +536,7 @@ def test_a_reload_in_mid_answer_ends_with_the_same_text(start, page):
     server = start("flask run", FLASK_OFFLINE_WORD_SECONDS="0.01")
     page.goto(f"{server.url}/demos/resume")
     press(page, "Ask")
-    expect_end(page, "The answer is whole.")
+    expect_end(page, "The answer is complete.")
     undisturbed = text_of(page)
     assert undisturbed.startswith("A browser **reconnects by itself**")
     press(page, "Ask")
@@ -544,7 +544,7 @@ def test_a_reload_in_mid_answer_ends_with_the_same_text(start, page):
     wait_until(lambda: text_of(page).startswith(undisturbed[:20]))
     assert len(text_of(page)) < len(undisturbed)
     page.reload()
-    expect_end(page, "The answer is whole.")
+    expect_end(page, "The answer is complete.")
     assert text_of(page) == undisturbed
 
 
@@ -564,10 +564,10 @@ def test_reloads_and_more_tabs_show_the_same_and_ask_once(resume, upstream):
         expect_text(page, "One two ")
     upstream.go_on()
     for page in resume, second:
-        expect_end(page, "The answer is whole.")
+        expect_end(page, "The answer is complete.")
         expect_text(page, "One two three")
     resume.reload()
-    expect_end(resume, "The answer is whole.")
+    expect_end(resume, "The answer is complete.")
     expect_text(resume, "One two three")
     assert len(upstream.requests) == 1
 
@@ -579,14 +579,14 @@ def test_leaving_stops_nothing_and_coming_back_shows_everything(
     upstream.answer = three_steps
     press(resume, "Ask")
     expect_text(resume, "One ")
-    press(resume, "Leave")
+    press(resume, "Disconnect")
     assert resume.locator("#state").text_content() == "closed"
     upstream.go_on()
     upstream.go_on()
     assert whole(online, urlsplit(resume.url).fragment)[-1] == END
     assert text_of(resume) == "One "
-    press(resume, "Come back")
-    expect_end(resume, "The answer is whole.")
+    press(resume, "Reconnect")
+    expect_end(resume, "The answer is complete.")
     expect_text(resume, "One two three")
     assert len(upstream.requests) == 1
 
@@ -596,7 +596,7 @@ def test_a_page_asks_no_more_after_the_end(resume, upstream):
     asked = []
     resume.on("request", lambda one: asked.append((one.method, one.url)))
     press(resume, "Ask")
-    expect_end(resume, "The answer is whole.")
+    expect_end(resume, "The answer is complete.")
     methods = [method for method, url in asked if "/answers" in url]
     assert methods == ["POST", "GET"]
     assert len(upstream.requests) == 1
@@ -654,7 +654,7 @@ def test_page_says_that_the_model_thinks_while_it_does(resume, upstream):
     expect_text(resume, "One two ")
     expect(end).to_be_empty()
     upstream.go_on()
-    expect_end(resume, "The answer is whole.")
+    expect_end(resume, "The answer is complete.")
 
 
 @one_server
@@ -666,7 +666,7 @@ def test_page_starts_over_after_a_reset(resume, upstream):
     expect_text(resume, "")
     upstream.go_on()
     upstream.go_on()
-    expect_end(resume, "The answer is whole.")
+    expect_end(resume, "The answer is complete.")
     expect_text(resume, "two three")
 
 
@@ -691,7 +691,7 @@ def test_an_answer_is_plain_text(resume, upstream):
     pieces = ("<img src=x onerror=", "alert(1)> &amp;\n 你好")
     upstream.answer = stream(*map(delta, pieces), FINISH, DONE)
     press(resume, "Ask")
-    expect_end(resume, "The answer is whole.")
+    expect_end(resume, "The answer is complete.")
     assert text_of(resume) == "".join(pieces)
     assert resume.locator("#answer > *").count() == 0
 
@@ -712,7 +712,7 @@ def test_a_page_that_lost_its_server_resumes_when_it_is_back(
     expect_state(page, "open")
     expect_text(page, "One two ")
     upstream.go_on()
-    expect_end(page, "The answer is whole.")
+    expect_end(page, "The answer is complete.")
     expect_text(page, "One two three")
     assert len(upstream.requests) == 1
     page.problems.clear()
