@@ -261,3 +261,11 @@ def test_a_page_aborts_a_fetch_that_it_could_not_resume(lesson_page, name):
     expect(page.locator("#state")).to_have_text("open")
     with page.expect_event("requestfailed"):  # it did not end by itself
         page.evaluate(HIDE)
+
+
+def test_the_wire_panel_aborts_what_it_could_not_resume(lesson_page):
+    page = lesson_page("clock")
+    page.locator("#wire summary").click()
+    expect(page.locator("#wire pre")).to_contain_text("status 200")
+    with page.expect_event("requestfailed"):
+        page.evaluate(HIDE)
