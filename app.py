@@ -50,7 +50,7 @@ def set_up_parts(config: Mapping[str, Any]) -> None:
 
         broker.BROKER = RedisBroker(url)
         with suppress(broker.Unavailable):  # logged; Redis may start later
-            broker.newest("start")
+            broker.BROKER.refuse_cluster()
     checks.OPEN_BLUEPRINTS = frozenset()
     if not has_upstream(os.environ):
         model = offline_model.OfflineModel(config["OFFLINE_WORD_SECONDS"])

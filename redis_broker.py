@@ -16,7 +16,8 @@ Theory of operation:
    restored from a backup. Then the log starts over, and clients get `reset`.
 4. Redis can also lose its newest entries, and then give ids that are lower than
    those in the copy: an XREAD would wait for higher ones forever. So the thread
-   compares the newest ids every CHECK_SECONDS.
+   compares the newest ids every CHECK_SECONDS. It leaves out a channel that it
+   cannot read: that would fail the XREAD of all of them.
 5. While Redis is down, clients stay connected, and the thread tries again with
    backoff. Publishing raises Unavailable; it is never repeated, because the
    first attempt may have succeeded.
@@ -31,22 +32,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+import broker
 import sse
-from broker import (
-    BEGIN,
-    KEEP_SECONDS,
-    Channels,
-    Conflict,
-    Events,
-    Log,
-    PublishedEvent,
-    Unavailable,
-)
+from broker import BEGIN, KEEP_SECONDS, Conflict, Events, Log, PublishedEvent
 from sse import Event
 
 KEY_PREFIX = "sse:"
@@ -55,6 +49,8 @@ TIMEOUT_SECONDS = 5
 LOAD_SECONDS = 2  # to wait for the copy before a stream starts
 BLOCK_MS = 100  # until a channel that is new here is looked at
 CHECK_SECONDS = 1
+FORGET_SECONDS = 60  # until an empty channel is deleted
+LOG_SECONDS = 30  # between two lines about the same trouble
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 5
 
 # One script, so that nobody publishes between the comparison and the XADD.
@@ -75,13 +71,11 @@ logger = logging.getLogger(__name__)
 
 
 class RedisBroker:
-    """The channels of all processes that use the same Redis.
-
-    url: as `redis.Redis.from_url` takes it.
-    """
+    """The channels in a Redis. `url` is as `redis.Redis.from_url` takes it."""
 
     def __init__(self, url: str):
-        pool = redis.BlockingConnectionPool.from_url(
+        self._new_pool = partial(
+            redis.BlockingConnectionPool.from_url,
             url,
             max_connections=MAX_CONNECTIONS,
             timeout=TIMEOUT_SECONDS,
@@ -89,12 +83,19 @@ class RedisBroker:
             socket_connect_timeout=TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),
         )
-        self._redis = redis.Redis.from_pool(pool)
+        self._redis = redis.Redis.from_pool(self._new_pool())
         self._script = self._redis.register_script(PUBLISH)
-        self._channels = Channels(keep_unread=False)
-        self._is_copying = False
-        self._asked: list[threading.Event] = []
-        self._trouble: str | None = None
+        self._channels = broker.Channels(keep_unread=False)
+        self._is_copying, self._asked = False, []
+        self._unreadable: set[str] = set()
+        self._is_down, self._quiet_until = False, {}
+
+    def refuse_cluster(self) -> None:
+        """Raise SystemExit for a cluster: one connection cannot read it all."""
+        with self._available():
+            if self._redis.info("cluster").get("cluster_enabled"):
+                logger.error("REDIS_URL must not be a Redis Cluster.")
+                raise SystemExit(3)  # with 1, gunicorn starts new workers
 
     def publish(self, channel, event, after, max_events, final) -> str:
         text = PublishedEvent(BEGIN, event).data  # raises what cannot be sent
@@ -114,9 +115,12 @@ class RedisBroker:
         return _event(entries[0]) if entries else None
 
     def forget(self, channel: str) -> None:
+        # Not deleted yet: until the clock moves, an id could be given again.
+        pipeline = self._redis.pipeline()
+        pipeline.xtrim(KEY_PREFIX + channel, 0, approximate=False)
+        pipeline.expire(KEY_PREFIX + channel, FORGET_SECONDS)
         with self._available():
-            # Not deleted, because the same ids must never be given again.
-            self._redis.xtrim(KEY_PREFIX + channel, 0, approximate=False)
+            pipeline.execute()
 
     def subscribe(self, channel: str, last_event_id: str | None) -> Events:
         with self._channels.reading(channel) as log:
@@ -126,36 +130,43 @@ class RedisBroker:
             yield None
             while not is_copied.wait(sse.KEEP_ALIVE_SECONDS):
                 yield None
-            yield from log.read(
-                last_event_id, place if in_time else log.tail.id
-            )
+            place = place if in_time else log.tail.id
+            yield from log.read(last_event_id, place)
 
     @contextmanager
     def _available(self) -> Iterator[None]:
-        """Turn every error of Redis into Unavailable, and log it once."""
-        trouble = None
+        """Turn every error of Redis into Unavailable, and log it."""
         try:
             yield
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            trouble = f"Redis is down: {error}"
+            if not self._is_down:
+                self._is_down = self._log("Redis is down: %s", error)
+            raise broker.Unavailable(retry_after=TIMEOUT_SECONDS) from None
         except redis.RedisError as error:
-            trouble = f"Redis refuses: {error}"
-        if trouble and not self._trouble:
-            logger.warning(trouble)
-        elif self._trouble and not trouble:
+            if isinstance(error, redis.ReadOnlyError):  # after a failover
+                self._redis.connection_pool = self._new_pool()
+            self._log("Redis refuses: %s", error)
+            raise broker.Unavailable(retry_after=TIMEOUT_SECONDS) from None
+        if self._is_down:
+            self._is_down = False
             logger.warning("Redis is available again.")
-        self._trouble = trouble
-        if trouble:
-            raise Unavailable(retry_after=TIMEOUT_SECONDS)
+
+    def _log(self, sentence: str, *values: object) -> bool:
+        """Log a sentence once in LOG_SECONDS. Return whether it was logged."""
+        now = time.monotonic()
+        if is_due := now >= self._quiet_until.get(sentence, now):
+            self._quiet_until[sentence] = now + LOG_SECONDS
+            logger.warning(sentence, *values)
+        return is_due
 
     def _ask_for_copy(self) -> threading.Event:
         """Return what is set once the logs hold all that Redis holds now."""
         is_copied = threading.Event()
         with self._channels.lock:
+            if not self._is_copying:
+                threading.Thread(target=self._copy, daemon=True).start()
+                self._is_copying = True
             self._asked.append(is_copied)
-            is_copying, self._is_copying = self._is_copying, True
-        if not is_copying:
-            threading.Thread(target=self._copy, daemon=True).start()
         return is_copied
 
     def _copy(self) -> None:
@@ -175,8 +186,8 @@ class RedisBroker:
                         checked_at = time.monotonic()
                     self._copy_once(logs, block=None if asked else BLOCK_MS)
             except Exception as error:  # or all clients would wait forever
-                if not isinstance(error, Unavailable):
-                    logger.exception("Redis holds an entry that is no event")
+                if not isinstance(error, broker.Unavailable):
+                    logger.exception("Copying from Redis failed")
                 checked_at = 0
                 time.sleep(backoff * random.uniform(0.5, 1))
                 backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
@@ -189,37 +200,50 @@ class RedisBroker:
 
     def _copy_once(self, logs: dict[str, Log], block: int | None) -> None:
         """Copy what is new. Wait for it for `block` ms, None for not at all."""
-        places = {
-            KEY_PREFIX + channel: log.tail.id for channel, log in logs.items()
-        }
+        channels = logs.keys() - self._unreadable
+        places = {KEY_PREFIX + name: logs[name].tail.id for name in channels}
+        if not places:
+            time.sleep((block or 0) / 1000)
+            return
         for key, entries in self._redis.xread(places, block=block):
             channel = key.decode().removeprefix(KEY_PREFIX)
             if _previous(entries[0]) == logs[channel].tail.id:
-                _append(entries, logs[channel])
+                self._append(channel, entries, logs[channel])
             else:
                 self._copy_anew(channel, logs[channel])
 
     def _copy_anew(self, channel: str, log: Log) -> None:
         entries = self._redis.xrange(KEY_PREFIX + channel)
         log.start_over(_previous(entries[0]) if entries else BEGIN)
-        _append(entries, log)
+        self._append(channel, entries, log)
+
+    def _append(self, channel: str, entries: list, log: Log) -> None:
+        for entry in entries:
+            if _previous(entry) != log.tail.id:
+                log.start_over(_previous(entry))
+            try:
+                max_events = max(0, int(entry[1][b"max_events"]))
+                log.append(_event(entry), max_events)
+            except Exception as error:  # another program may write anything
+                self._log("%s holds what is not an event: %r", channel, error)
+                log.start_over(entry[0].decode())
 
     def _check(self, logs: dict[str, Log]) -> None:
-        """Copy anew where Redis has lost entries that the log still has."""
+        """Find what cannot be read, and where Redis has lost newest entries."""
         pipeline = self._redis.pipeline(transaction=False)
         for channel in logs:
             pipeline.xrevrange(KEY_PREFIX + channel, count=1)
-        for channel, entries in zip(logs, pipeline.execute(), strict=True):
-            newest_id = entries[0][0].decode() if entries else BEGIN
-            if id_parts(newest_id) < id_parts(logs[channel].tail.id):
-                self._copy_anew(channel, logs[channel])
-
-
-def _append(entries: list[tuple[bytes, dict]], log: Log) -> None:
-    for entry in entries:
-        if _previous(entry) != log.tail.id:
-            log.start_over(_previous(entry))
-        log.append(_event(entry), int(entry[1][b"max_events"]))
+        answers = pipeline.execute(raise_on_error=False)
+        known, self._unreadable = self._unreadable, set()
+        for (channel, log), answer in zip(logs.items(), answers, strict=True):
+            if isinstance(answer, Exception):
+                self._unreadable.add(channel)
+                if channel not in known:
+                    logger.warning("Cannot read %s: %s", channel, answer)
+                continue
+            newest_id = answer[0][0].decode() if answer else BEGIN
+            if id_parts(newest_id) < id_parts(log.tail.id):
+                self._copy_anew(channel, log)
 
 
 def _event(entry: tuple[bytes, dict]) -> PublishedEvent:
@@ -228,7 +252,7 @@ def _event(entry: tuple[bytes, dict]) -> PublishedEvent:
 
 
 def _previous(entry: tuple[bytes, dict]) -> str:
-    return entry[1][b"previous"].decode()
+    return entry[1].get(b"previous", b"0-0").decode(errors="replace")
 
 
 def id_parts(id: str) -> tuple[int, ...]:

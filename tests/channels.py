@@ -1,4 +1,4 @@
-"""What the tests of both brokers share: their fixtures and helpers."""
+"""Fixtures and helpers that the tests of both brokers share."""
 
 import random
 import secrets
@@ -29,8 +29,11 @@ def pulses() -> list[threading.Thread]:
 
 
 @pytest.fixture(autouse=True)
-def fresh_broker(app, monkeypatch) -> Iterator[None]:
-    """As in a process that has just started. No thread is left at the end."""
+def fresh_broker(monkeypatch) -> Iterator[None]:
+    """Start as in a new process. The test must leave no thread behind.
+
+    `create_app` plugs in another broker: create the app before, or not at all.
+    """
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)  # to end soon
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
     monkeypatch.setattr(broker, "BROKER", MemoryBroker())
@@ -40,7 +43,7 @@ def fresh_broker(app, monkeypatch) -> Iterator[None]:
 
 @pytest.fixture
 def use(monkeypatch):
-    """Return what plugs in the broker of a Redis, one for each URL."""
+    """Return a function that plugs in a RedisBroker, one for each URL."""
     of_url = cache(RedisBroker)
     return lambda url: monkeypatch.setattr(broker, "BROKER", of_url(url))
 
@@ -52,7 +55,7 @@ def channel() -> str:
 
 @pytest.fixture
 def read(channel):
-    """Subscribe to the channel; what is open ends with the test."""
+    """Return a function that subscribes until the end of the test."""
     with ExitStack() as opened:
 
         def read(last_event_id=None):
@@ -63,17 +66,17 @@ def read(channel):
 
 
 def take(events, count, seconds=30) -> list[Event]:
-    """Return the next events, without the silence between them."""
+    """Return the next events, and skip the silence between them."""
     taken, deadline = [], time.monotonic() + seconds
     while len(taken) < count:
         event = next(events)
         if event is not None:
             taken.append(event)
-        assert time.monotonic() < deadline, f"only {taken} came"
+        assert time.monotonic() < deadline, f"only {taken} arrived"
     return taken
 
 
-def told(events, count) -> list[str]:
+def take_texts(events, count) -> list[str]:
     """Return the data of the next events; of an event with a type, the type."""
     return [
         event.data if event.event is None else event.event
@@ -85,26 +88,42 @@ def publish_all(channel, *texts, **options) -> list[str]:
     return [publish(channel, Event(text), **options) for text in texts]
 
 
-def let_the_clock_move() -> None:
-    """Two events get ids of different times if this is between them."""
+def wait_for_the_next_millisecond() -> None:
+    """Wait until the next event's id has another time than the last one."""
     now = time.time_ns()
     wait_until(lambda: time.time_ns() > now + 2_000_000)
 
 
 @pytest.fixture
 def hasty_threads():
-    """Interrupt threads wherever they are, and not now and then."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+    """Switch threads at random bytecodes of broker.py.
+
+    Python by itself rarely switches between two of them, and never between
+    some: a race would show once in a year.
+    """
+    choose = random.Random(0)
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename != broker.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if choose.random() < 0.05:
+            time.sleep(choose.choice([0, 1e-6, 1e-4]))
+        return trace
+
+    usual, usual_of_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(trace)
+    threading.settrace(trace)
     yield
-    sys.setswitchinterval(usual)
+    sys.settrace(usual)
+    threading.settrace(usual_of_threads)
 
 
 class Walker:
-    """A client that moves from machine to machine, and what it must get.
+    """A client that moves from machine to machine, and checks what it gets.
 
-    Every event that was published after the one it had last, in order and
-    once; or a reset that names one it has not had, and all from there on.
+    After the event that it had last, it must get each later event once and in
+    order, or `reset` with the id of one that it missed, and all that follow.
     """
 
     def __init__(self, ids: list[str]):
@@ -123,7 +142,7 @@ class Walker:
             self.events.close()
 
     def read(self, count: int) -> None:
-        """Take some events, or those that there are."""
+        """Read `count` events, or fewer if there is silence."""
         for _ in range(count):
             event = next(self.events, None)
             if event is None:
