@@ -1,27 +1,27 @@
 """gunicorn's gevent worker, which can stop while event streams are open.
 
-How gunicorn stops: on TERM, its master sends TERM to the workers. On HUP it
-starts new workers first. On INT and QUIT it sends QUIT. After TERM, a worker
-sets `alive` to false, closes its listeners and waits for its connections. An
-event stream never ends, so the master kills the worker after `graceful_timeout`
-(30 s), and no `finally` has run. HUP runs them, but as late; QUIT runs none.
-This worker follows five rules instead:
+After TERM or HUP, gunicorn's worker sets `alive` to false and waits for its
+connections. A stream never ends, so the worker is killed after 30 s, and no
+`finally` has run. QUIT and INT run none. This worker follows six rules instead:
 
 1. A stream is a response of the type text/event-stream, or a request to upgrade
    to a WebSocket. All other requests may finish.
 2. Once `alive` is false, streams end: GreenletExit is raised where each waits,
    so its `finally` runs, and its socket is shut down, so the client reconnects.
    A second GreenletExit would interrupt a `finally`, so there is only one.
-3. A connection that has been idle for LOOK_SECONDS stops reading, so it ends.
+3. Idle connections stop reading then, after a moment, so they end.
 4. QUIT waits up to QUIT_SECONDS for every `finally`. Ctrl-C brings it twice, to
    the worker and through the master, so the second one is ignored.
 5. Each part of a stream is sent as one chunk (RFC 9112, section 7.1), in half
    the CPU time of gunicorn and gevent. An access log shows no size for streams.
+6. Linux drops a client that reads or acknowledges nothing for SILENCE_MS.
+   `keepalive` bounds the head of a request, and LIMITS bounds its body.
 """
 
+import socket
 from contextlib import suppress
-from math import inf
-from socket import SHUT_RD, SHUT_RDWR
+from errno import EHOSTUNREACH, ETIMEDOUT
+from socket import IPPROTO_TCP, SHUT_RD, SHUT_RDWR
 from time import monotonic
 
 import gevent
@@ -29,76 +29,72 @@ from gunicorn.workers.ggevent import GeventWorker
 
 LOOK_SECONDS = 0.1
 QUIT_SECONDS = 5.0
-NOW, NEVER = 0, inf
+SILENCE_MS = 20_000
+LIMITS = {"idle": LOOK_SECONDS, "request": 60.0, "stream": 0.0}
 
 
 class StreamingWorker(GeventWorker):
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.ends = {}  # greenlet: (its socket, when a stop may end it)
-        self.quitting = None
+    quitting = None
 
     def load_wsgi(self):
         """Find streams (1), and chunk those that gunicorn would chunk (5)."""
         super().load_wsgi()
+        self.log.error_log.addFilter(is_worth_a_line)
+        self.open = {}  # greenlet: (its socket, its state, since when)
+        gevent.spawn(self.watch)
         app = self.wsgi
 
         def wsgi(environ, start_response):
-            greenlet, client = gevent.getcurrent(), environ["gunicorn.socket"]
+            client = environ["gunicorn.socket"]
             if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
-                self.ends[greenlet] = client, NOW
+                self.note(client, "stream")
             body = app(environ, start_response)
             response = start_response.__self__  # gunicorn's, with its headers
             media_type = dict(response.headers).get("Content-Type", "")
             if media_type.startswith("text/event-stream"):
-                self.ends[greenlet] = client, NOW
+                self.note(client, "stream")
                 if response.chunked:
                     body = send_chunks(body, client)
             return body
 
         self.wsgi = wsgi
 
+    def note(self, client, state):
+        self.open[gevent.getcurrent()] = client, state, monotonic()
+
     def handle(self, listener, client, addr):
-        """Note a connection that has no request yet (3)."""
-        self.ends[gevent.getcurrent()] = client, monotonic() + LOOK_SECONDS
-        try:
-            super().handle(listener, client, addr)
-        finally:
-            self.ends.pop(gevent.getcurrent(), None)
+        with suppress(AttributeError, OSError):  # not on Linux, or not TCP
+            client.setsockopt(IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
+        self.note(client, "idle")
+        super().handle(listener, client, addr)
+        self.open.pop(gevent.getcurrent(), None)
 
     def handle_request(self, listener_name, req, client, addr):
-        """Note that a request may finish (1), and that it has (3)."""
-        self.ends[gevent.getcurrent()] = client, NEVER
+        self.note(client, "request")
         super().handle_request(listener_name, req, client, addr)
-        if gevent.getcurrent() not in self.ends:
-            raise StopIteration  # it was ended (2), so no request follows
-        self.ends[gevent.getcurrent()] = client, monotonic() + LOOK_SECONDS
-
-    def run(self):
-        """Watch `alive` (2, 3)."""
-        gevent.spawn(self.watch)
-        super().run()
+        if gevent.getcurrent() not in self.open:
+            raise StopIteration  # it was ended (2, 6), so no request follows
+        self.note(client, "idle")
 
     def watch(self):
         while True:
+            self.end_connections()  # more of them as time passes
             gevent.sleep(LOOK_SECONDS)
-            if not self.alive:
-                self.end_connections()  # more of them as time passes
 
     def end_connections(self):
         ended = []
-        for greenlet, (client, when) in list(self.ends.items()):
-            if when <= monotonic():
-                del self.ends[greenlet]
-                if when == NOW:
+        for greenlet, (client, state, since) in list(self.open.items()):
+            due = state == "request" or not self.alive
+            if due and monotonic() >= since + LIMITS[state]:
+                del self.open[greenlet]
+                if streams := state == "stream":
                     greenlet.kill(block=False)
                 with suppress(OSError):  # gevent's own would fail the reader
-                    client._sock.shutdown(SHUT_RDWR if when == NOW else SHUT_RD)
+                    client._sock.shutdown(SHUT_RDWR if streams else SHUT_RD)
                 ended.append(greenlet)
         return ended
 
-    def handle_quit(self, sig, frame):
-        """End the streams before gunicorn exits (4)."""
+    def handle_quit(self, sig, frame):  # (4)
         self.quitting = self.quitting or gevent.spawn(self.quit, sig, frame)
 
     def quit(self, sig, frame):
@@ -107,14 +103,18 @@ class StreamingWorker(GeventWorker):
         super().handle_quit(sig, frame)
 
 
+def is_worth_a_line(record):  # unlike a client that has vanished (6)
+    error = record.exc_info and record.exc_info[1]
+    return getattr(error, "errno", None) not in (ETIMEDOUT, EHOSTUNREACH)
+
+
 def send_chunks(body, client):
     try:
         yield b""  # makes gunicorn send the headers
         for data in body:
             if data:  # an empty chunk would be the last one
                 chunk = b"%X\r\n%b\r\n" % (len(data), data)
-                sent = client.send(chunk)
-                if sent < len(chunk):
+                if (sent := client.send(chunk)) < len(chunk):
                     client.sendall(memoryview(chunk)[sent:])
     finally:
         body.close()

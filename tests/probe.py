@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import os
 import sys
 import threading
 import time
@@ -18,6 +19,11 @@ NAMES = {
     "language_model",
     *(lesson.module.__name__ for lesson in LESSONS.values()),
 }
+WORKER = sys.modules.get("streaming_worker")
+if WORKER and "SHORT_SECONDS" in os.environ:
+    seconds = float(os.environ["SHORT_SECONDS"])
+    WORKER.SILENCE_MS = int(1000 * seconds)
+    WORKER.LIMITS["request"] = seconds
 
 
 @app.get("/slow-clean-up")
@@ -37,9 +43,12 @@ def slow_clean_up():
 def probe():
     """Count what is alive in this process."""
     gc.collect()
-    alive = {"threads": threading.active_count(), "greenlets": 0, "streams": 0}
+    alive = dict.fromkeys(["greenlets", "streams", "connections"], 0)
+    alive["threads"] = threading.active_count()
     for thing in gc.get_objects():
-        if inspect.isgenerator(thing) and thing.gi_frame is not None:
+        if WORKER and isinstance(thing, WORKER.StreamingWorker):
+            alive["connections"] = len(thing.open)
+        elif inspect.isgenerator(thing) and thing.gi_frame is not None:
             module = thing.gi_frame.f_globals["__name__"]
             alive["streams"] += module in NAMES
         elif "gevent" in sys.modules:
@@ -52,3 +61,8 @@ def probe():
 @app.get("/large")
 def large():
     return EventStream([Event(20_000_000 * "a")])
+
+
+@app.get("/large-page")
+def large_page():
+    return 20_000_000 * "a"

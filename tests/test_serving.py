@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
@@ -104,10 +105,10 @@ def test_a_stop_ends_all_connections_and_runs_every_clean_up(start, stop):
         clients = [opened.enter_context(server.get(path)) for path in paths]
         for client in clients:
             assert next(client.chunks())
-        for _ in range(20):
-            path = "/socket?interval=10"
-            ws = opened.enter_context(server.get(path, **HANDSHAKE))
-            assert ws.status == 101
+        for upgrade in ["websocket", "WebSocket"] * 10:
+            headers = HANDSHAKE | {"Upgrade": upgrade}
+            client = server.get("/socket?interval=10", **headers)
+            assert opened.enter_context(client).status == 101
         open_idle_connections(server, opened)
         stop(server)
         wait_until(lambda: not is_alive(old), STOP_SECONDS)
@@ -231,6 +232,68 @@ def test_the_serving_files_work_without_this_website(start, tmp_path):
     server = start("gunicorn", folder=tmp_path)
     with server.get("/") as client:
         assert client.read() == b"data: a\n\n"
+
+
+SHORT_SECONDS = 1.5
+SHORT = {"SHORT_SECONDS": str(SHORT_SECONDS), "FLASK_MAX_STREAMS": "62"}
+"""Deadlines of a worker that has room for 262 connections."""
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Server]:
+    running = Server("gunicorn --keep-alive 2 probe:app", **PROBE, **SHORT)
+    yield running
+    assert running.logged("Traceback|ERROR") == []
+    running.stop()
+
+
+def connect(server):
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+
+
+HEAD = b"POST /api/sse HTTP/1.1\r\nHost: localhost\r\n"
+JSON = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HALF_REQUESTS = {"head": HEAD, "body": HEAD + JSON % 99 + b"{"}
+
+
+@pytest.mark.parametrize("half", HALF_REQUESTS)
+def test_half_sent_requests_lock_nobody_out(impatient, half):
+    with ExitStack() as opened:
+        clients = [opened.enter_context(connect(impatient)) for _ in range(262)]
+        for client in clients:
+            client.sendall(HALF_REQUESTS[half])
+        with impatient.get("/demos/hello") as visitor:
+            assert visitor.status == 200
+        for client in clients:
+            while client.recv(65536):
+                pass
+
+
+def test_a_client_that_never_reads_loses_its_place(impatient):
+    with (
+        impatient.get("/large") as stream,
+        impatient.get("/large-page") as page,
+    ):
+        assert (stream.status, page.status) == (200, 200)
+        wait_until(lambda: alive(impatient)["connections"] == 1)
+
+
+def test_slow_clients_and_quiet_streams_keep_their_place(impatient):
+    seconds = 2 * SHORT_SECONDS
+    body = b'{"prompt": "Hi"}'
+    with (
+        impatient.get(f"/sse?interval={seconds}") as quiet,
+        impatient.get(f"/socket?interval={seconds}", **HANDSHAKE) as ws,
+        connect(impatient) as slow,
+    ):
+        assert ws.status == 101
+        slow.sendall(HEAD + JSON % len(body))
+        for number in range(len(body)):
+            time.sleep(SHORT_SECONDS / 5 / len(body))
+            slow.sendall(body[number : number + 1])
+        assert slow.recv(15) == b"HTTP/1.1 200 OK"
+        assert next(parse_events(quiet.chunks())).data
+        assert ws.sock.recv(1)
 
 
 class Browser(threading.Thread):
