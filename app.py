@@ -19,10 +19,7 @@ from website.settings import has_upstream, read_settings
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """Return the app, configured from the environment, then from `config`.
-
-    Raises SystemExit, with one line, for a wrong setting.
-    """
+    """Return the app; raise SystemExit, with one line, for a wrong setting."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     app = Flask(__name__)
     app.config.from_prefixed_env()
@@ -60,3 +57,6 @@ def set_up_parts(config: Mapping[str, Any]) -> None:
 
 
 app = create_app()
+
+if __name__ == "__main__":
+    raise SystemExit("Run `flask run` or, in production, `gunicorn` instead.")

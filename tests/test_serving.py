@@ -3,14 +3,18 @@
 import http.client
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 from conftest import PROJECT, Client, Server, wait_until
@@ -294,6 +298,69 @@ def test_slow_clients_and_quiet_streams_keep_their_place(impatient):
         assert slow.recv(15) == b"HTTP/1.1 200 OK"
         assert next(parse_events(quiet.chunks())).data
         assert ws.sock.recv(1)
+
+
+ALONE = (
+    "Run 1 worker, or set REDIS_URL to share what is published between more."
+)
+KIND = "Leave out -k: streams need the StreamingWorker."
+INSTEAD = "Run `flask run` or, in production, `gunicorn` instead."
+DOCSTRINGS = (
+    "Unset PYTHONOPTIMIZE and leave out -OO: "
+    "the pages show the docstrings of the lessons."
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("-m gunicorn -w 4", ALONE),
+        ("-m gunicorn -k sync", KIND),
+        ("-m gunicorn -k gthread --threads 4", KIND),
+        ("-m gunicorn -k gevent", KIND),
+        ("app.py", INSTEAD),
+        ("-OO -m gunicorn", DOCSTRINGS),
+        ("-OO -m flask run", DOCSTRINGS),
+    ],
+)
+def test_a_wrong_start_is_refused_with_one_line(command, line):
+    ended = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert ended.stdout + ended.stderr == line + "\n"
+
+
+def test_gunicorn_starts_from_another_folder(start, tmp_path):
+    server = start(f"gunicorn -c {PROJECT}/gunicorn.conf.py", folder=tmp_path)
+    with server.get("/demos/hello") as client:
+        assert client.status == 200
+
+
+def test_no_signal_adds_a_worker_without_redis(start):
+    server = start("gunicorn")
+    for number in (signal.SIGTTIN, signal.SIGUSR1):
+        server.process.send_signal(number)
+    wait_until(lambda: server.logged("Handling signal: usr1"))
+    master = server.process.pid
+    children = Path(f"/proc/{master}/task/{master}/children").read_text()
+    assert children.split() == [str(worker_of(server))]
+
+
+def test_too_few_open_files_are_a_warning_at_the_start(start):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for open_files, warnings in ((599, 1), (600, 0)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, limits[1]))
+        try:
+            server = start("gunicorn", FLASK_MAX_STREAMS="100")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        advice = "WARNING.* Too few open files .*`ulimit -n 600`"
+        assert len(server.logged(advice)) == warnings
 
 
 class Browser(threading.Thread):

@@ -34,7 +34,10 @@ WRONG = {
         "FLASK_MAX_STREAMS must be an integer from 1 to 100000, got '0'."
     ),
     ("FLASK_KEEP_ALIVE_SECONDS", "nan"): (
-        "FLASK_KEEP_ALIVE_SECONDS must be a number from 0.1 to 60.0, got 'nan'."
+        "FLASK_KEEP_ALIVE_SECONDS must be a number from 0.1 to 25.0, got 'nan'."
+    ),
+    ("FLASK_KEEP_ALIVE_SECONDS", "60"): (
+        "FLASK_KEEP_ALIVE_SECONDS must be a number from 0.1 to 25.0, got '60'."
     ),
     ("FLASK_RUN_PORT", "99999"): (
         "FLASK_RUN_PORT must be an integer from 1 to 65535, got '99999'."

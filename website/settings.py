@@ -7,6 +7,7 @@ settings before any worker starts.
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ SETTINGS = {
     # name: (default, lowest, highest)
     "RUN_PORT": (5000, 1, 65535),
     "MAX_STREAMS": (1000, 1, 100_000),
-    "KEEP_ALIVE_SECONDS": (15.0, 0.1, 60.0),
+    "KEEP_ALIVE_SECONDS": (15.0, 0.1, 25.0),  # proxies give up after 60 s
     "UPSTREAM_SILENCE_SECONDS": (60.0, 0.1, 600.0),
     "OFFLINE_WORD_SECONDS": (0.05, 0.0, 5.0),
     "JOB_LOST_SECONDS": (15.0, 1.0, 600.0),
@@ -30,6 +31,11 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, Any]:
 
     Raises SystemExit with one line that says what is wrong and what is allowed.
     """
+    if sys.flags.optimize > 1:
+        raise SystemExit(
+            "Unset PYTHONOPTIMIZE and leave out -OO: "
+            "the pages show the docstrings of the lessons."
+        )
     values: dict[str, Any] = {"TRUSTED_HOSTS": _trusted_hosts(environ)}
     for name, (default, lowest, highest) in SETTINGS.items():
         text = environ.get(f"FLASK_{name}", default)
