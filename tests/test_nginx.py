@@ -42,7 +42,10 @@ README = (PROJECT / "README.md").read_text("utf-8")
 CERTIFICATE, NGINX = re.search(
     r"^(openssl req .+)\n(nginx .+)$", README, re.M
 ).groups()
-GZIP = "gzip on; gzip_types text/event-stream; gzip_min_length 0;"
+GZIP = {
+    "http {\n": "http {\ngzip on; gzip_types text/event-stream;\n"
+    "gzip_min_length 0;\n"
+}
 
 
 class TlsClient(Client):
@@ -61,7 +64,7 @@ class TlsClient(Client):
 class Nginx:
     """nginx, as the README starts it, in front of an app."""
 
-    def __init__(self, folder: Path, app: Server, http_lines: str = ""):
+    def __init__(self, folder: Path, app: Server, changes: dict[str, str]):
         need("openssl")
         need("nginx")
         folder.chmod(0o755)  # root's nginx reads and writes as nobody
@@ -72,7 +75,7 @@ class Nginx:
         for old, new in {
             "8443": f"{self.port}",
             "127.0.0.1:5000": f"127.0.0.1:{app.port}",
-            "http {\n": f"http {{\n{http_lines}\n",
+            **changes,
         }.items():
             assert config.count(old) == 1
             config = config.replace(old, new)
@@ -124,8 +127,9 @@ class Nginx:
 def put_nginx_in_front(tmp_path_factory) -> Iterator[Callable[..., Nginx]]:
     with ExitStack() as running:
 
-        def put(app: Server, http_lines: str = "") -> Nginx:
-            nginx = Nginx(tmp_path_factory.mktemp("nginx"), app, http_lines)
+        def put(app: Server, changes: dict[str, str] | None = None) -> Nginx:
+            folder = tmp_path_factory.mktemp("nginx")
+            nginx = Nginx(folder, app, changes or {})
             running.callback(nginx.stop)
             return nginx
 
@@ -169,6 +173,35 @@ def test_the_config_is_valid(nginx):
         "nginx: the configuration file ./nginx.conf syntax is ok",
         "nginx: configuration file ./nginx.conf test is successful",
     ]
+
+
+def test_a_reload_of_nginx_ends_its_old_workers(put_nginx_in_front, app_server):
+    timeout = {"worker_shutdown_timeout 10s": "worker_shutdown_timeout 1s"}
+    nginx = put_nginx_in_front(app_server, timeout)
+    with nginx.get("/sse?interval=0.1") as client:
+        assert client.sock.version() == "TLSv1.3"
+        assert client.status == 200
+        nginx.process.send_signal(signal.SIGHUP)
+        with pytest.raises(IncompleteRead):
+            client.read()
+
+
+def test_one_address_gets_some_connections_and_requests(
+    put_nginx_in_front, app_server
+):
+    few = {"connections 500": "connections 3", "100r/s": "1r/m", "1000": "9"}
+    nginx = put_nginx_in_front(app_server, few)
+
+    def is_refused(path="/", under="requests"):
+        with nginx.get(path) as client:
+            return client.status == 429 and f"limiting {under}" in nginx.log
+
+    with ExitStack() as opened:
+        for _ in range(3):
+            client = opened.enter_context(nginx.get("/sse?interval=0.1"))
+            assert client.status == 200
+        assert is_refused("/sse", "connections")
+    wait_until(is_refused)
 
 
 OPEN_STREAMS = """(count) => Promise.all(
