@@ -34,8 +34,8 @@ if os.environ.get("REDIS_URL"):
 # Beyond the limit on streams, leave room for pages and 503 responses.
 worker_connections = int(os.environ.get("FLASK_MAX_STREAMS", 1000)) + 200
 
-# Slow clients need longer than 2 s, and proxies keep connections for 60 s.
-keepalive = 75
+# Slow clients need more than 2 s, but idle ones must not fill all places.
+keepalive = 15
 
 # A prompt of 4000 characters makes a URL of up to 48 kB. Werkzeug accepts 64,
 # gunicorn at most 8 unless this limit is raised; 0 would mean no limit at all.

@@ -411,20 +411,6 @@ def test_a_disconnect_frees_its_place_immediately(start, command):
     assert server.logged("Traceback") == []
 
 
-def test_open_sockets_do_not_delay_a_stop(start):
-    server = start("gunicorn")
-    clients = [
-        open_socket(server, Upgrade=upgrade)
-        for upgrade in ["websocket", "WebSocket"] * 10
-    ]
-    for client in clients:
-        assert client.status == 101
-    server.stop()  # raises after 10 seconds; gunicorn would wait for 30
-    for client in clients:
-        client.close()
-    assert server.logged("Traceback|ERROR") == []
-
-
 class Row(NamedTuple):
     """What the page shows of one way."""
 

@@ -175,6 +175,16 @@ def test_the_config_is_valid(nginx):
     ]
 
 
+def seconds(setting, file):
+    text = (PROJECT / file).read_text("utf-8")
+    return int(re.search(rf"^ *{setting}[ =]+(\d+)s?;?$", text, re.M).group(1))
+
+
+def test_it_stops_using_a_connection_before_the_app_closes_it():
+    kept = seconds("keepalive_timeout", "nginx.conf")
+    assert 2 < kept < seconds("keepalive", "gunicorn.conf.py")
+
+
 def test_a_reload_of_nginx_ends_its_old_workers(put_nginx_in_front, app_server):
     timeout = {"worker_shutdown_timeout 10s": "worker_shutdown_timeout 1s"}
     nginx = put_nginx_in_front(app_server, timeout)
