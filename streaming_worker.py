@@ -30,7 +30,7 @@ from gunicorn.workers.ggevent import GeventWorker
 LOOK_SECONDS = 0.1
 QUIT_SECONDS = 5.0
 SILENCE_MS = 20_000
-LIMITS = {"idle": LOOK_SECONDS, "request": 60.0, "stream": 0.0}
+LIMITS = {"idle": LOOK_SECONDS, "request": 30.0, "stream": 0.0}
 
 
 class StreamingWorker(GeventWorker):
