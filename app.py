@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from flask import Flask
@@ -46,8 +45,7 @@ def set_up_parts(config: Mapping[str, Any]) -> None:
         from redis_broker import RedisBroker  # nothing else needs redis-py
 
         broker.BROKER = RedisBroker(url)
-        with suppress(broker.Unavailable):  # logged; Redis may start later
-            broker.BROKER.refuse_cluster()
+        broker.BROKER.refuse_cluster()
     checks.OPEN_BLUEPRINTS = frozenset()
     if not has_upstream(os.environ):
         model = offline_model.OfflineModel(config["OFFLINE_WORD_SECONDS"])

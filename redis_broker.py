@@ -31,7 +31,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import redis
@@ -92,7 +92,7 @@ class RedisBroker:
 
     def refuse_cluster(self) -> None:
         """Raise SystemExit for a cluster: one connection cannot read it all."""
-        with self._available():
+        with suppress(broker.Unavailable), self._available():  # may start later
             if self._redis.info("cluster").get("cluster_enabled"):
                 logger.error("REDIS_URL must not be a Redis Cluster.")
                 raise SystemExit(3)  # with 1, gunicorn starts new workers

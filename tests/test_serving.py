@@ -195,7 +195,10 @@ def test_gunicorn_sends_no_chunks_to_an_http_1_0_client(gunicorn_probe):
 
 
 def test_gunicorn_sends_no_body_for_head(gunicorn_probe):
-    request = f"HEAD {STREAM} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    request = (
+        f"HEAD {STREAM} HTTP/1.1\r\n"
+        "Host: localhost\r\nConnection: close\r\n\r\n"
+    )
     head, body = raw_response(gunicorn_probe, request)
     assert "Content-Type: text/event-stream" in head
     assert body == b""
