@@ -228,20 +228,6 @@ def test_only_pages_of_this_site_open_a_websocket(site, origin, expected):
             assert b"asked_bytes" in next(frames(client))[1]
 
 
-def test_a_browser_gets_no_websocket_for_a_foreign_page(page, site):
-    ends = page.evaluate(
-        """(url) => new Promise((resolve) => {
-          const socket = new WebSocket(url);
-          socket.onopen = socket.onerror = (event) => resolve(event.type);
-        })""",
-        f"{site.url.replace('http', 'ws')}/socket",
-    )
-    assert ends == "error"
-    (problem,) = page.problems
-    assert "403" in problem
-    page.problems.clear()
-
-
 def test_no_cache_stores_a_response(client):
     for path, value in {
         "/poll": "no-store",

@@ -1,4 +1,4 @@
-"""Pages of other sites cannot spend the money of this one."""
+"""Pages of other sites can neither spend our money nor open our WebSocket."""
 
 import threading
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ LOADS = """
 <script>
   fetch("TARGET=fetch", { mode: "no-cors", referrerPolicy: "no-referrer" });
   new EventSource("TARGET=source");
+  new WebSocket("TARGET=socket".replace("completion", "socket"));
 </script>
 """
 SPECULATION_RULES = """
@@ -29,7 +30,7 @@ SPECULATION_RULES = """
   }
 </script>
 """
-LOADED = ("img", "frame", "script", "style", "fetch", "source")
+LOADED = ("img", "frame", "script", "style", "fetch", "source", "socket")
 SPECULATED = ("prefetch", "prerender")
 
 
@@ -74,7 +75,7 @@ def elsewhere() -> Iterator[ThreadingHTTPServer]:
         ("theirs.test", "ours.test", LOADED),
     ],
 )
-def test_no_page_of_another_site_reaches_the_language_model(
+def test_no_page_of_another_site_reaches_what_is_ours(
     page, lan_server, elsewhere, upstream, their_host, our_host, kinds
 ):
     upstream.answer = stream(delta("Hello"), DONE)
@@ -84,7 +85,7 @@ def test_no_page_of_another_site_reaches_the_language_model(
     foreign = page.context.new_page()
     foreign.goto(f"http://{their_host}:{elsewhere.server_port}/")
     for kind in kinds:
-        refused = f"/completion.prompt={kind} .* 403 "
+        refused = f"prompt={kind} .* 403 "
         while not lan_server.logged(refused):
             foreign.wait_for_timeout(20)
     assert upstream.requests == []
