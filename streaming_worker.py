@@ -14,6 +14,7 @@ connections. A stream never ends, so the worker is killed after 30 s, and no
    the worker and through the master, so the second one is ignored.
 5. Each part of a stream is sent as one chunk (RFC 9112, section 7.1), in half
    the CPU time of gunicorn and gevent. An access log shows no size for streams.
+   A stream that always has more to send lets others run after TURN parts.
 6. Linux drops a client that reads or acknowledges nothing for SILENCE_MS.
    `keepalive` bounds the head of a request, and LIMITS bounds its body.
 """
@@ -27,20 +28,17 @@ from time import monotonic
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
-LOOK_SECONDS = 0.1
-QUIT_SECONDS = 5.0
-SILENCE_MS = 20_000
+LOOK_SECONDS, QUIT_SECONDS, SILENCE_MS = 0.1, 5.0, 20_000
+TURN = 20
 LIMITS = {"idle": LOOK_SECONDS, "request": 30.0, "stream": 0.0}
 
 
 class StreamingWorker(GeventWorker):
-    quitting = None
-
     def load_wsgi(self):
         """Find streams (1), and chunk those that gunicorn would chunk (5)."""
         super().load_wsgi()
         self.log.error_log.addFilter(is_worth_a_line)
-        self.open = {}  # greenlet: (its socket, its state, since when)
+        self.open, self.quitting = {}, None  # by greenlet; see `note`
         gevent.spawn(self.watch)
         app = self.wsgi
 
@@ -111,10 +109,12 @@ def is_worth_a_line(record):  # unlike a client that has vanished (6)
 def send_chunks(body, client):
     try:
         yield b""  # makes gunicorn send the headers
-        for data in body:
+        for count, data in enumerate(body):
             if data:  # an empty chunk would be the last one
                 chunk = b"%X\r\n%b\r\n" % (len(data), data)
                 if (sent := client.send(chunk)) < len(chunk):
                     client.sendall(memoryview(chunk)[sent:])
+            if count % TURN == 0:
+                gevent.sleep(0)
     finally:
         body.close()

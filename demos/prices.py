@@ -21,7 +21,6 @@ one moves forty times as often as the other.
 import json
 import random
 import threading
-import time
 from contextlib import closing, contextmanager, suppress
 from types import SimpleNamespace
 
@@ -35,7 +34,6 @@ from sse import Event, EventStream
 INTERVAL_SECONDS = 0.5
 STEP_SECONDS = 0.05
 HISTORY_EVENTS = 1200  # a minute
-MAX_TURN = 20  # events, before other clients have their turn
 SYMBOLS = ("ALFA", "BRVO", "CHLI", "DLTA", "ECHO")
 OPENING = dict.fromkeys(SYMBOLS, 100)
 
@@ -95,5 +93,3 @@ def watch(events, interval):
             if not is_price or count % every == 0:
                 yield event
             count += is_price
-            if count % MAX_TURN == 0:
-                time.sleep(0.001)  # or a replay would stop the rest

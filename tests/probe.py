@@ -39,6 +39,25 @@ def slow_clean_up():
     return EventStream(stream())
 
 
+@app.get("/replay")
+def replay():
+    """Count the turns of another thread while a stream always has an event."""
+    turns, ended = [], threading.Event()
+
+    def take_turns():
+        while not ended.is_set():
+            turns.append(1)
+            time.sleep(0)
+
+    def stream():
+        threading.Thread(target=take_turns).start()
+        yield from [Event("a")] * 1000
+        yield Event(len(turns))
+        ended.set()
+
+    return EventStream(stream())
+
+
 @app.get("/probe")
 def probe():
     """Count what is alive in this process."""

@@ -2,7 +2,6 @@ import json
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
@@ -283,18 +282,6 @@ def test_a_reset_and_silence_are_passed_on(monkeypatch):
     events = [RESET, price, None, RESET, price, None]
     watched = list(prices.watch((event for event in events), 10))
     assert watched == [RESET, price, None, RESET, None]
-
-
-def test_others_have_their_turn_during_a_replay(monkeypatch):
-    pauses, during = [], []
-    monkeypatch.setattr(prices, "opened_market", nullcontext)
-    clock = SimpleNamespace(sleep=pauses.append)
-    monkeypatch.setattr(prices, "time", clock)
-    history = (Event({}, id=f"{n}-0") for n in range(100))
-    for _ in prices.watch(history, 0.05):
-        during.append(len(pauses))
-    assert Counter(during) == dict.fromkeys(range(5), prices.MAX_TURN)
-    assert min(pauses) > 0
 
 
 def test_an_interval_out_of_range_is_refused(client):

@@ -204,6 +204,13 @@ def test_gunicorn_sends_no_body_for_head(gunicorn_probe):
     assert body == b""
 
 
+def test_a_stream_that_always_has_an_event_lets_others_run(gunicorn_probe):
+    with gunicorn_probe.get("/replay") as client:
+        *events, turns = parse_events([client.read()])
+    assert len(events) == 1000
+    assert int(turns.data) > 10
+
+
 def test_an_event_larger_than_all_buffers_arrives_whole(gunicorn_probe):
     with gunicorn_probe.get("/large") as client:
         assert client.read() == b":\ndata: " + 20_000_000 * b"a" + b"\n\n"
