@@ -11,7 +11,7 @@ whose reference is defined later stays text.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import nh3
 import pygments
 from markdown_it import MarkdownIt
-from markdown_it.rules_block import StateBlock, table
+from markdown_it.rules_block import StateBlock, paragraph, table
 from markdown_it.token import Token
 from pygments.filter import simplefilter
 from pygments.formatters import HtmlFormatter
@@ -32,12 +32,8 @@ TAGS = """a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre s span
 
 CLEANER = nh3.Cleaner(
     tags=set(TAGS.split()),
-    attributes={
-        "a": {"href", "title"},
-        "ol": {"start"},
-        "th": {"align"},
-        "td": {"align"},
-    },
+    attributes={"a": {"href", "title"}, "ol": {"start"}}
+    | dict.fromkeys(("th", "td"), {"align"}),
     allowed_classes={"span": set(filter(None, STANDARD_TYPES.values()))},
     url_schemes={"http", "https", "mailto"},
 )
@@ -47,6 +43,7 @@ LANGUAGES = """bash c console cpp css diff go html http java javascript js json
     jsx php py python ruby rust sh sql toml ts tsx typescript xml yaml yml"""
 
 CODE_PIECE = re.compile(r"(.{0,1999}\n)|(.{1,2000})", re.DOTALL)
+BLANK_LINES = re.compile(r"(\n\s{20,}\n)")
 """As many whole lines of code as a lexer gets at once, because many lexers take
 time quadratic in that, or a part of a line that is too long for any."""
 
@@ -55,28 +52,27 @@ MAX_RAW_TAGS = 300
 tags that are left open multiply: 20 kB of them can become 20 MB of HTML."""
 
 MAX_SWELLING = 10
-MAX_ADDRESS_CHARACTERS = 200
-"""Text whose links lead to more than ten times its length, and this, is shown
-without links, because a reference can repeat a long address for ever."""
+MAX_ADDRESS_CHARACTERS = 2000
+"""Links are shown as text once their addresses are longer than ten times the
+text, and this, because a reference can repeat a long address for ever."""
 
-MAX_NESTING = 100
-"""Beyond this depth of lists and quotations there is nothing to be read."""
+STEPS = 2
+FREE_STEPS = 300
+MAX_STEPS = 2000
+"""The parser may look ahead twice per character, and 300 times. After that,
+brackets are text and nested lines are paragraphs, because each that is left
+open makes it read all that follows. A list of 500 items becomes two."""
 
-MAX_COLUMNS = 30
-"""A table of more stays text: each of its rows, however short, is filled up."""
-
+MAX_NESTING = 100  # nothing deeper is shown
+CELL_CHARACTERS = 2  # a table of fewer per cell ends: short rows are filled up
+MAX_TOLD_CHARACTERS = 200
 SMALL_CHARACTERS = 1000
 GROWTH = 5
-MAX_TOLD_CHARACTERS = 200
+STEP_WORK = 8  # as much as eight characters
 
 
 class Block(NamedTuple):
-    """A block of the answer, such as a paragraph, a list or a table.
-
-    html: safe to put into a page.
-    blocked: each tag, attribute and comment that was taken out, and where it
-        stood.
-    """
+    """A block as safe HTML, and each thing taken out of it, and where."""
 
     html: str
     blocked: list[tuple[str, str]]
@@ -86,49 +82,43 @@ class GrowingMarkdown:
     """A Markdown text that grows at its end.
 
     `add` text, and now and then, when `has_grown`, `take_finished` blocks and
-    `draw` the open one; at the end `take_rest`. All of it together takes time
-    linear in the text, even where one block goes on to the end.
+    `draw` the open one; at the end `take_rest`. All of it takes time linear in
+    the text, even if all of it is one block.
     """
 
     def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self._size = self._drawn_size = self._weight = 0
-        self._references: dict = {}
+        self._text = ""
+        self._drawn_size = self._weight = 0
+        self._env = defaultdict(int, references={})
 
     def add(self, text: str) -> None:
         # A lone surrogate, which UTF-8 cannot hold, becomes `?`.
-        text = text.encode(errors="replace").decode()
-        self._pieces.append(text)
-        self._size += len(text)
+        self._text += text.encode(errors="replace").decode()
 
     @property
     def has_grown(self) -> bool:
-        """Tell whether the open block is worth drawing again.
-
-        A small one always is, a large one after a fifth more: so what is drawn
-        of it adds up to a few times its size.
-        """
-        grown = self._size - self._drawn_size
-        large = max(self._size, self._weight) - SMALL_CHARACTERS
+        """Tell whether to draw again: a large block after a fifth more."""
+        grown = len(self._text) - self._drawn_size
+        large = max(len(self._text), self._weight) - SMALL_CHARACTERS
         return grown > 0 and grown * GROWTH >= large
 
     def take_finished(self) -> Iterator[Block]:
         """Take the blocks off that nothing can change any more."""
-        finished, rest = _split("".join(self._pieces))
-        self._pieces, self._size = [rest], len(rest)
-        return map(_clean, _render(finished, self._references))
+        finished, self._text = _split(self._text)
+        return map(_clean, _render(finished, self._env))
 
     def draw(self) -> str:
         """Return safe HTML for the open block as it is now."""
-        text, references = "".join(self._pieces), dict(self._references)
-        html = "".join(_render(text, references, is_open=True))
-        self._drawn_size, self._weight = self._size, len(html) // MAX_SWELLING
+        env = self._env | {"references": dict(self._env["references"])}
+        html = "".join(_render(self._text, env, is_open=True))
+        self._drawn_size = len(self._text)
+        self._weight = env["work"] + len(html) // 2
         return CLEANER.clean(html)
 
     def take_rest(self) -> list[Block]:
         """Take all blocks that are left, now that the text has ended."""
-        text, self._pieces, self._size = "".join(self._pieces), [], 0
-        blocks = list(map(_clean, _render(text, self._references)))
+        text, self._text = self._text, ""
+        blocks = list(map(_clean, _render(text, self._env)))
         if not blocks and text.strip():
             # What was drawn as text so far was the address of a reference.
             blocks.append(Block("", []))
@@ -140,7 +130,8 @@ def _split(text: str) -> tuple[str, str]:
     lines = re.sub(r"\r\n|\r(?!\Z)", "\n", text).split("\n")
     # What a line is can change while it grows, unless it begins with a letter.
     known = lines if lines[-1][:1].isalpha() else lines[:-1]
-    tokens = STRUCTURE.parse("\n".join(known) + "\n")
+    source, env = "\n".join(known) + "\n", defaultdict(int)
+    tokens = MARKDOWN.block.parse(source, MARKDOWN, env, [])
     blocks = [token for token in tokens if token.level == 0 and token.map]
     if not blocks:
         return "", text
@@ -151,46 +142,36 @@ def _split(text: str) -> tuple[str, str]:
     return "\n".join([*lines[:cut], ""]), "\n".join(lines[cut:])
 
 
-def _render(
-    text: str, references: dict, is_open: bool = False
-) -> Iterator[str]:
-    """Yield the HTML of each block, not yet clean.
-
-    `references` holds what the links of the text refer to, and is added to.
-    """
-    block, env = [], {"references": references}
+def _render(text: str, env: dict, is_open: bool = False) -> Iterator[str]:
+    """Yield the HTML of each block, not yet clean, and add links to `env`."""
+    block = []
+    env.update(work=0, seen=0, steps_left=STEPS * len(text) + FREE_STEPS)
     for token in MARKDOWN.parse(text, env):
         if is_open and token.type == "fence":
             token.info = ""  # no colours before the code is whole
         if "style" in token.attrs:
             token.attrs["align"] = token.attrs.pop("style").split(":")[1]
         block.append(token)
+        env["work"] += STEP_WORK * (1 + len(token.children or ()))
         if token.level == 0 and token.nesting <= 0:
-            _limit_links(block)
-            _limit_raw_html(block)
+            _limit(block, env)
             yield MARKDOWN.renderer.render(block, MARKDOWN.options, env)
             block = []
 
 
-def _limit_links(block: list[Token]) -> None:
-    """Turn links into their text where their addresses take too much room."""
-    for token in block:
-        links = [one for one in token.children or () if one.attrs]
-        size = sum(
-            len(str(value)) for one in links for value in one.attrs.values()
-        )
-        if size > MAX_SWELLING * len(token.content) + MAX_ADDRESS_CHARACTERS:
-            for link in links:
-                link.attrs.clear()
-
-
-def _limit_raw_html(block: list[Token]) -> None:
-    """Turn the raw HTML of a block into text where there is too much of it."""
+def _limit(block: list[Token], env: dict) -> None:
+    """Turn raw HTML and links into text where they would swell too much."""
     tokens = block + [one for token in block for one in token.children or ()]
     raw = [token for token in tokens if token.type.startswith("html_")]
     if sum(token.content.count("<") for token in raw) > MAX_RAW_TAGS:
         for token in raw:
             token.type = "text"
+    env["room"] += MAX_SWELLING * sum(len(token.content) for token in block)
+    for token in tokens:
+        if token.type in ("link_open", "image"):
+            env["room"] -= len(escape("".join(map(str, token.attrs.values()))))
+            if env["room"] < -MAX_ADDRESS_CHARACTERS:
+                token.attrs.clear()
 
 
 def _highlight(code: str, language: str, attributes: str) -> str:
@@ -198,12 +179,12 @@ def _highlight(code: str, language: str, attributes: str) -> str:
     if language.lower() in LANGUAGES.split():
         lexer = get_lexer_by_name(language, stripnl=False)
         lexer.add_filter(_standard())
-        formatter = HtmlFormatter(nowrap=True)
         html = "".join(
-            pygments.highlight(lines, lexer, formatter)
-            if lines
-            else escape(rest)
-            for lines, rest in CODE_PIECE.findall(code)
+            pygments.highlight(lines, lexer, HtmlFormatter(nowrap=True))
+            if lines.strip()
+            else escape(lines + rest)
+            for part in BLANK_LINES.split(code)
+            for lines, rest in CODE_PIECE.findall(part)
         )
     return f"<pre><code>{html}</code></pre>\n"
 
@@ -217,14 +198,48 @@ def _standard(self, lexer, stream, options) -> Iterator[tuple]:
         yield kind, text
 
 
+def _look_ahead(state) -> None:
+    """Skip a token, or the rest of the text if that was done too often."""
+    state.env["work"] += 1
+    state.env["steps_left"] -= 1
+    if state.env["steps_left"] < 0:
+        state.pos = state.posMax
+    else:
+        skip_token(state)
+
+
+def _limit_steps(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Make a paragraph of each line, once the lines were read too often."""
+    env, here = state.env, state.bMarks[start]
+    if state.level == 0 and not silent:
+        if here >= env["seen"]:
+            env.update(block=here, seen=here, steps=0)
+        env["steps"] += (env["seen"] - here) // STEP_WORK
+    env["steps"] += 1
+    env["work"] += STEP_WORK
+    env["seen"] = max(env["seen"], here)
+    allowed = STEPS * (env["seen"] - env["block"]) + FREE_STEPS
+    if env["steps"] <= min(allowed, MAX_STEPS):
+        return False
+    return silent or paragraph(state, start, end, silent)
+
+
 def _table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    head = state.src[state.bMarks[start] : state.eMarks[start]]
-    return head.count("|") <= MAX_COLUMNS and table(state, start, end, silent)
+    if not table(state, start, end, True):
+        return False
+    head = state.bMarks[start], state.eMarks[start]
+    row = room = CELL_CHARACTERS * state.src.count("|", *head)
+    for last in range(start + 2, end):
+        room += state.eMarks[last] + 1 - state.bMarks[last] - row
+        if room < 0 or state.isEmpty(last):
+            end = last
+            break
+    return silent or table(state, start, end, False)
 
 
 def _clean(html: str) -> Block:
     safe = CLEANER.clean(html)
-    blocked = _contents(html) - _contents(safe)
+    blocked = Counter() if safe == html else _contents(html) - _contents(safe)
     return Block(safe, list(blocked.elements()))
 
 
@@ -240,12 +255,14 @@ def _contents(html: str) -> Counter:
     return found
 
 
-STRUCTURE = MarkdownIt("commonmark").enable("table").disable("inline")
-MARKDOWN = MarkdownIt("commonmark", {"highlight": _highlight})
+OPTIONS = {"highlight": _highlight, "maxNesting": MAX_NESTING}
+MARKDOWN = MarkdownIt("commonmark", OPTIONS)
 MARKDOWN.enable(["table", "strikethrough"])
-for parser in (STRUCTURE, MARKDOWN):
-    parser.options["maxNesting"] = MAX_NESTING
-    alternatives = {"alt": ["paragraph", "reference"]}
-    parser.block.ruler.at("table", _table, alternatives)
+rules, ended = MARKDOWN.block.ruler, ["paragraph", "reference"]
+rules.at("table", _table, {"alt": ended})
+everywhere = {"alt": [*ended, "blockquote", "list"]}
+rules.before("table", "steps", _limit_steps, everywhere)
+skip_token = MARKDOWN.inline.skipToken
+MARKDOWN.inline.skipToken = _look_ahead
 # The cleaner alone judges addresses, so that what it takes out is told.
 MARKDOWN.validateLink = lambda url: True

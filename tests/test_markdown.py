@@ -255,6 +255,43 @@ def test_page_reports_what_the_attack_tried_and_runs_none_of_it(quick):
     assert dialogs == []
 
 
+GOOD_LINKS = ["https://b.example", "http://b.example", "mailto:b@b.example"]
+GOOD_LINKS += ["/b", "#b", "HTTPS://b.example"]
+BAD_LINKS = [
+    *("data:text/html,https://b.example", "vbscript:x(`https://b.example`)"),
+    *("javascript:alert(`https://b.example`)", "java\nscript:x('http:')"),
+    *("JavaScript:x(`mailto:b@b.example`)", "  javascript://https://b.example"),
+    *("blob:https://b.example/c", "view-source:http://b.example", "xhttps:b"),
+]
+
+
+@one_server
+@pytest.mark.parametrize(
+    "change",
+    {
+        "the browser's setHTML": "0",
+        "no setHTML": "delete Element.prototype.setHTML",
+        "a setHTML that keeps all links": """
+            Element.prototype.setHTML = function (html) {
+                this.innerHTML = html;
+            }""",
+    }.items(),
+    ids=lambda change: change[0],
+)
+def test_page_keeps_links_with_good_schemes_only(quick, change):
+    quick.evaluate(change[1])
+    kept = quick.evaluate(
+        """(addresses) => {
+            const box = document.createElement("div");
+            const link = (address) => `<a href="${address}">a</a>`;
+            put(box, addresses.map(link).join(""));
+            return [...box.children].map((a) => a.getAttribute("href"));
+        }""",
+        GOOD_LINKS + BAD_LINKS,
+    )
+    assert kept == GOOD_LINKS + [None] * len(BAD_LINKS)
+
+
 @one_server
 def test_compare_shows_that_rendering_everything_again_takes_longer(quick):
     ask(quick)
