@@ -43,7 +43,7 @@ LANGUAGES = """bash c console cpp css diff go html http java javascript js json
     jsx php py python ruby rust sh sql toml ts tsx typescript xml yaml yml"""
 
 CODE_PIECE = re.compile(r"(.{0,1999}\n)|(.{1,2000})", re.DOTALL)
-BLANK_LINES = re.compile(r"(\n\s{20,}\n)")
+BLANK_LINES = re.compile(r"(?<=\n)(\s{20,}\n)")
 """As many whole lines of code as a lexer gets at once, because many lexers take
 time quadratic in that, or a part of a line that is too long for any."""
 
@@ -68,7 +68,8 @@ CELL_CHARACTERS = 2  # a table of fewer per cell ends: short rows are filled up
 MAX_TOLD_CHARACTERS = 200
 SMALL_CHARACTERS = 1000
 GROWTH = 5
-STEP_WORK = 8  # as much as eight characters
+STEP_WORK = 6  # as much as six characters
+TOKEN_WORK = 2
 
 
 class Block(NamedTuple):
@@ -110,10 +111,10 @@ class GrowingMarkdown:
     def draw(self) -> str:
         """Return safe HTML for the open block as it is now."""
         env = self._env | {"references": dict(self._env["references"])}
-        html = "".join(_render(self._text, env, is_open=True))
+        html = CLEANER.clean("".join(_render(self._text, env, is_open=True)))
         self._drawn_size = len(self._text)
-        self._weight = env["work"] + len(html) // 2
-        return CLEANER.clean(html)
+        self._weight = env["work"] + len(html) // 3
+        return html
 
     def take_rest(self) -> list[Block]:
         """Take all blocks that are left, now that the text has ended."""
@@ -152,7 +153,7 @@ def _render(text: str, env: dict, is_open: bool = False) -> Iterator[str]:
         if "style" in token.attrs:
             token.attrs["align"] = token.attrs.pop("style").split(":")[1]
         block.append(token)
-        env["work"] += STEP_WORK * (1 + len(token.children or ()))
+        env["work"] += TOKEN_WORK * (1 + len(token.children or ()))
         if token.level == 0 and token.nesting <= 0:
             _limit(block, env)
             yield MARKDOWN.renderer.render(block, MARKDOWN.options, env)

@@ -1,5 +1,5 @@
 import re
-import time
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -212,10 +212,20 @@ def test_what_is_open_is_drawn_without_colours_and_safely():
     assert markdown.draw() == "<p> **b</p>\n"
 
 
-def test_a_table_of_too_many_columns_is_text():
-    for columns, tag in ((29, "<table>"), (30, "<p>")):
-        (block,) = blocks(f"|{'a|' * columns}\n|{'-|' * columns}\n")
-        assert block.html.startswith(tag)
+def test_a_table_ends_where_its_rows_are_filled_up_too_much():
+    head = "|a|b|c|d|\n|-|-|-|-|\n"
+    (table,) = blocks(head + "|1|2|3|4|\n" * 20 + "|1|\n")
+    assert table.html.count("<tr>") == 22
+    table, rest = blocks(head + "|\n" * 20)
+    assert table.html.count("<tr>") == 2
+    assert rest.html.startswith("<p>|\n|\n")
+
+
+def test_a_long_list_is_rendered_as_several():
+    parts = blocks("".join(f"{n}. a\n" for n in range(1, 1001)))
+    assert len(parts) <= 4
+    assert all(part.html.startswith("<ol") for part in parts)
+    assert sum(part.html.count("<li>a</li>") for part in parts) == 1000
 
 
 @pytest.mark.parametrize("language", LANGUAGES.split())
@@ -232,6 +242,16 @@ def test_long_code_is_coloured_to_its_end_and_stays_the_same():
     assert re.sub("<.*?>", "", block.html).strip() == code
 
 
+def test_blank_lines_of_code_cost_no_lexer_anything(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "pygments.highlight", lambda code, *_: given.append(code) or code
+    )
+    (block,) = blocks("```c\na\n" + "\n \n" * 2000 + "b\n```\n")
+    assert given == ["a\n", "b\n"]
+    assert block.html.count("\n") == 4003
+
+
 def test_a_reference_that_is_half_written_is_not_remembered():
     markdown = GrowingMarkdown()
     for piece in ("[a]: /b", "c\n\n[a]\n\n"):
@@ -243,44 +263,77 @@ def test_a_reference_that_is_half_written_is_not_remembered():
     ]
 
 
-KINDS = {
-    "paragraphs": ("", "word *word* and `code` and more\n\n"),
+# What the text begins with, and then repeats
+TEXTS = {
     "one paragraph": ("", "word *word* and `code` and more\n"),
     "one code block": ("```python\n", "    def f(x): return x + 1  # <b>\n"),
     "one list": ("", "- item of a list that has **no** end\n"),
     "one table": ("| a | b |\n|---|---|\n", "| cell | another cell |\n"),
     "one quotation": ("", "> word *word* and `code` and more\n"),
+    "short paragraphs": ("", "a\n\n"),
     "raw HTML": ("", "<b onclick=1>a</b> <img src=x>\n\n"),
     "formats left open": ("x ", "".join(f"<em a{n}>x<p>" for n in range(500))),
     "rows of a wide table": (f"|{'a|' * 28}\n|{'-|' * 28}\n", "|a\n"),
-    "empty lines of C": ("```c\n", "\n"),
     "a long address": (f"[a]: /{'b' * 1000}\n\n", "[a]\n"),
+    "a long title": (f"[a]: b '{'&' * 180}'\n\n", "[a]\n\n"),
     "open brackets": ("", "["),
+    "open images": ("", "!["),
+    "half-open brackets": ("", "[[]"),
+    "labels": ("", "[a]["),
     "open comments": ("", "<!--"),
+    "open sections": ("", "<![CDATA["),
     "open tags": ("", "<b "),
+    "deep lists": ("", "- " * 20 + "a\n"),
+    "deep quotations": ("", ">" * 50 + "a\n"),
+    "a deep quotation that goes on": (">" * 50 + "a\n", "b\n"),
+    "quotations read again": ("&&&", "> |a|\n> |-|\na\n"),
+    "references": ("", "[a]: b\n"),
 }
+PROSE = ("", "The model writes a sentence of plain words, and another.\n\n")
 
 
-PIECE_CHARACTERS = 100
-
-
-def spent(kind, size):
-    """Return the CPU seconds and the characters drawn for a text this large."""
-    beginning, repeated = KINDS[kind]
+def cost(beginning, repeated, size, piece):
+    """Return the calls, the characters drawn, and the draws of this text."""
     text = (beginning + repeated * (size // len(repeated) + 1))[:size]
-    markdown, drawn, begin = GrowingMarkdown(), 0, time.process_time()
-    for start in range(0, len(text), PIECE_CHARACTERS):
-        markdown.add(text[start : start + PIECE_CHARACTERS])
-        if markdown.has_grown:
-            drawn += sum(len(html) for html, _ in markdown.take_finished())
-            drawn += len(markdown.draw())
-    drawn += sum(len(html) for html, _ in markdown.take_rest())
-    return time.process_time() - begin, drawn
+    markdown, calls, drawn, draws = GrowingMarkdown(), 0, 0, 0
+
+    def count(*_):
+        nonlocal calls
+        calls += 1
+
+    profile = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        for start in range(0, size, piece):
+            markdown.add(text[start : start + piece])
+            if markdown.has_grown:
+                drawn += sum(len(html) for html, _ in markdown.take_finished())
+                drawn += len(markdown.draw())
+                draws += 1
+        drawn += sum(len(html) for html, _ in markdown.take_rest())
+    finally:
+        sys.setprofile(profile)
+    return calls, drawn, draws
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_time_and_size_grow_linearly_with_the_text(kind):
-    seconds, drawn = spent(kind, 2500)
-    four_times_seconds, four_times_drawn = spent(kind, 10_000)
-    assert four_times_drawn <= 5 * drawn
-    assert four_times_seconds < 8 * seconds + 0.1
+@pytest.mark.parametrize("piece", [30, 4000], ids=["growing", "at once"])
+@pytest.mark.parametrize("kind", TEXTS)
+def test_no_text_costs_much_more_than_prose(kind, piece):
+    calls, drawn, _ = cost(*TEXTS[kind], 4000, piece)
+    prose_calls, prose_drawn, _ = cost(*PROSE, 4000, piece)
+    assert calls <= 35 * prose_calls
+    assert drawn <= 40 * prose_drawn
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"),
+    [
+        ("one paragraph", 30, 50),
+        ("one list", 25, 50),
+        ("rows of a wide table", 5, 25),
+        ("formats left open", 5, 25),
+        ("open brackets", 5, 25),
+    ],
+)
+def test_the_more_a_block_costs_the_less_often_it_is_drawn(kind, least, most):
+    assert least <= cost(*TEXTS[kind], 3000, 30)[2] <= most
