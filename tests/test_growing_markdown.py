@@ -249,7 +249,7 @@ def test_blank_lines_of_code_cost_no_lexer_anything(monkeypatch):
     )
     (block,) = blocks("```c\na\n" + "\n \n" * 2000 + "b\n```\n")
     assert given == ["a\n", "b\n"]
-    assert block.html.count("\n") == 4003
+    assert block.html.count("\n") == 4004
 
 
 def test_a_reference_that_is_half_written_is_not_remembered():
