@@ -212,10 +212,8 @@ def _look_ahead(state) -> None:
 def _limit_steps(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     """Make a paragraph of each line, once the lines were read too often."""
     env, here = state.env, state.bMarks[start]
-    if state.level == 0 and not silent:
-        if here >= env["seen"]:
-            env.update(block=here, seen=here, steps=0)
-        env["steps"] += (env["seen"] - here) // STEP_WORK
+    if state.level == 0 and not silent and here >= env["seen"]:
+        env.update(block=here, seen=here, steps=0)
     env["steps"] += 1
     env["work"] += STEP_WORK
     env["seen"] = max(env["seen"], here)
