@@ -42,8 +42,8 @@ CLEANER = nh3.Cleaner(
 LANGUAGES = """bash c console cpp css diff go html http java javascript js json
     jsx php py python ruby rust sh sql toml ts tsx typescript xml yaml yml"""
 
+BLANK_LINES = re.compile(r"(?<=\n)(\s{20,}\n)")  # some lexers are slow there
 CODE_PIECE = re.compile(r"(.{0,1999}\n)|(.{1,2000})", re.DOTALL)
-BLANK_LINES = re.compile(r"(?<=\n)(\s{20,}\n)")
 """As many whole lines of code as a lexer gets at once, because many lexers take
 time quadratic in that, or a part of a line that is too long for any."""
 
