@@ -628,7 +628,7 @@ def test_stop_shows_the_end_though_the_page_has_left(resume, upstream):
     upstream.answer = silent_in_mid_answer
     press(resume, "Ask")
     expect_text(resume, "Hello")
-    press(resume, "Leave")
+    press(resume, "Disconnect")
     press(resume, "Stop")
     expect_end(resume, STOPPED)
     assert text_of(resume) == "Hello"
