@@ -18,7 +18,7 @@ from website.settings import has_upstream, read_settings
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """Return the app; raise SystemExit, with one line, for a wrong setting."""
+    """Return the app; raise SystemExit with one line if a setting is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     app = Flask(__name__)
     app.config.from_prefixed_env()

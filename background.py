@@ -6,8 +6,8 @@
 
 A job publishes to a channel of its own, so clients of any process can join late
 and resume. Its last event, `finished` or `failed`, is final. It comes from the
-job, from `stop`, from its process as that exits, or from a process where a
-client follows a silent job. Copy this file with `sse.py` and `broker.py`.
+job, from `stop`, from its process on exit, or, once the job has gone silent,
+from a process with a client. Copy this file with `sse.py` and `broker.py`.
 """
 
 import atexit
@@ -27,9 +27,9 @@ from broker import BEGIN, Conflict, Unavailable, newest
 from sse import Event, EventStream, keep_alive
 
 ENDS = ("finished", "failed")
-END = "end"  # the id of a last event, known without Redis
-MAX_AT_ONCE = 100  # jobs of a kind
-MAX_KEPT = 2 * MAX_AT_ONCE  # jobs of a kind that have ended here
+END = "end"  # the id of each last event, recognized without Redis
+MAX_AT_ONCE = 100  # running jobs of each kind
+MAX_KEPT = 2 * MAX_AT_ONCE  # ended jobs of each kind, in this process
 MAX_EVENTS = 10_000  # of a job, because a late client gets all of them
 PULSE_SECONDS = 1.0  # of silence, after which a job publishes `waiting`
 LOST_SECONDS = 15.0  # of silence, after which its process has died
@@ -38,9 +38,9 @@ LOST = "The job is lost: its server has stopped, or Redis has lost its events."
 
 logger = logging.getLogger(__name__)
 _interrupts: dict[str, Callable] = {}  # of the jobs that run here
-_ended: defaultdict[str, deque] = defaultdict(deque)  # by their kind
+_ended: defaultdict[str, deque] = defaultdict(deque)  # ended jobs, by kind
 _watched: set[str] = set()  # the jobs that are followed here
-_lock = threading.Lock()  # held while a job is added to them
+_lock = threading.Lock()  # held to add to `_interrupts` or `_watched`
 
 
 def start(
@@ -51,7 +51,7 @@ def start(
     The last event must have the type `finished` or `failed`. After a silence of
     PULSE_SECONDS, `waiting` repeats the newest data. When the job is stopped,
     `interrupt` is called, and `events` is closed at its next event. Aborts with
-    503 while MAX_AT_ONCE jobs of the kind run here. Raises Unavailable.
+    503 if MAX_AT_ONCE jobs of this kind already run here. Raises Unavailable.
     """
     id = secrets.token_urlsafe(12)
     channel = f"{kind}:{id}"
@@ -77,7 +77,7 @@ def follow(kind: str, id: str, *, from_newest: bool = False) -> Response:
     It resumes after the request's Last-Event-ID; without one it starts at the
     first event or, with `from_newest`, at the newest. A client that has the end
     gets 204, which stops a browser. Aborts with 404 for an unknown id, unless
-    the client has followed it: then it is lost.
+    the client has followed that job before: then the job is lost.
     """
     channel = f"{kind}:{id}"
     last_event_id = request.headers.get("Last-Event-ID")
@@ -110,7 +110,7 @@ def stop(kind: str, id: str) -> None:
         if newest(channel) is None:
             abort(404, f"There is nothing with the id {id!r} in {kind}.")
         _end(channel, "The job was stopped.")
-    except Unavailable:  # what costs money must stop, if it runs here
+    except Unavailable:  # stop at least a job that runs here: it may cost money
         _interrupts.get(channel, lambda: None)()
         raise
 
@@ -179,7 +179,7 @@ def _failed(error: str, id: str | None = None) -> Event:
 
 
 def _end(channel: str, error: str) -> None:
-    """End the job, unless it has ended."""
+    """End the job, unless it has already ended."""
     with suppress(Conflict):
         _publish_after(None, channel, _failed(error))
 
@@ -189,7 +189,7 @@ def _watch(channel: str) -> None:
     seen_id, looks = None, 0  # not seconds: this process may have been paused
     while True:
         time.sleep(RETRY_SECONDS)
-        with suppress(Conflict, Unavailable):  # a look that fails is none
+        with suppress(Conflict, Unavailable):  # a failed look doesn't count
             last = newest(channel)
             if last and last.event in ENDS:
                 break
@@ -203,7 +203,7 @@ def _watch(channel: str) -> None:
 
 @atexit.register
 def _end_all() -> None:
-    """End the jobs that run here, as far as Redis can be reached."""
+    """End the jobs that run here, unless Redis is down."""
     with suppress(Unavailable):
         for channel in list(_interrupts):
             _end(channel, LOST)

@@ -79,7 +79,7 @@ def publish(
     after: publish only if the newest event has this id; BEGIN if there is none.
     max_events: how many events the channel keeps from now on. All of them are
         discarded KEEP_SECONDS after the newest.
-    final: the channel ends with this event; to publish more raises Conflict.
+    final: the channel ends with this event; publishing more raises Conflict.
 
     Raises Conflict, Unavailable (and the event may be published all the same),
     and ValueError for an event that has an id or is too large.

@@ -97,8 +97,8 @@ def same_origin_only() -> None:
     A guard for whatever changes something or costs money: pass it to
     `bp.before_request`. Browsers send Sec-Fetch-Site and Sec-Purpose (W3C Fetch
     Metadata), Origin (RFC 6454) or, with a GET over plain HTTP, only Referer.
-    curl and API clients send none of them, and pass. Set Flask's TRUSTED_HOSTS,
-    too: without it, DNS rebinding makes any site the same origin.
+    curl and API clients send none of them, and pass. Set Flask's TRUSTED_HOSTS
+    as well: without it, DNS rebinding lets any site pass as the same origin.
     """
     if request.blueprint in OPEN_BLUEPRINTS:
         return

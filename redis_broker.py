@@ -16,8 +16,8 @@ Theory of operation:
    restored from a backup. Then the log starts over, and clients get `reset`.
 4. Redis can also lose its newest entries, and then give ids that are lower than
    those in the copy: an XREAD would wait for higher ones forever. So the thread
-   compares the newest ids every CHECK_SECONDS. It leaves out a channel that it
-   cannot read: that would fail the XREAD of all of them.
+   compares the newest ids every CHECK_SECONDS. It skips a channel that it
+   cannot read, because that would fail the XREAD of all channels.
 5. While Redis is down, clients stay connected, and the thread tries again with
    backoff. Publishing raises Unavailable; it is never repeated, because the
    first attempt may have succeeded.
@@ -50,7 +50,7 @@ LOAD_SECONDS = 2  # to wait for the copy before a stream starts
 BLOCK_MS = 100  # until a channel that is new here is looked at
 CHECK_SECONDS = 1
 FORGET_SECONDS = 60  # until an empty channel is deleted
-LOG_SECONDS = 30  # between two lines about the same trouble
+LOG_SECONDS = 30  # between two log lines about the same problem
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 5
 
 # One script, so that nobody publishes between the comparison and the XADD.
@@ -71,7 +71,7 @@ logger = logging.getLogger(__name__)
 
 
 class RedisBroker:
-    """The channels in a Redis. `url` is as `redis.Redis.from_url` takes it."""
+    """The channels in a Redis. `redis.Redis.from_url` must accept `url`."""
 
     def __init__(self, url: str):
         self._new_pool = partial(
@@ -95,7 +95,7 @@ class RedisBroker:
         with suppress(broker.Unavailable), self._available():  # may start later
             if self._redis.info("cluster").get("cluster_enabled"):
                 logger.error("REDIS_URL must not be a Redis Cluster.")
-                raise SystemExit(3)  # with 1, gunicorn starts new workers
+                raise SystemExit(3)  # with 1, gunicorn would start a new worker
 
     def publish(self, channel, event, after, max_events, final) -> str:
         text = PublishedEvent(41 * "9", event).data  # raises; no id is longer
@@ -115,7 +115,7 @@ class RedisBroker:
         return _event(entries[0]) if entries else None
 
     def forget(self, channel: str) -> None:
-        # Not deleted yet: until the clock moves, an id could be given again.
+        # Don't delete it yet: until the clock moves on, an id could be reused.
         pipeline = self._redis.pipeline()
         pipeline.xtrim(KEY_PREFIX + channel, 0, approximate=False)
         pipeline.expire(KEY_PREFIX + channel, FORGET_SECONDS)
@@ -135,7 +135,7 @@ class RedisBroker:
 
     @contextmanager
     def _available(self) -> Iterator[None]:
-        """Turn every error of Redis into Unavailable, and log it."""
+        """Turn every Redis error into Unavailable, and log it."""
         try:
             yield
         except (redis.ConnectionError, redis.TimeoutError) as error:
@@ -225,11 +225,11 @@ class RedisBroker:
                 max_events = max(0, int(entry[1][b"max_events"]))
                 log.append(_event(entry), max_events)
             except Exception as error:  # another program may write anything
-                self._log("%s holds what is not an event: %r", channel, error)
+                self._log("%s holds an invalid entry: %r", channel, error)
                 log.start_over(entry[0].decode())
 
     def _check(self, logs: dict[str, Log]) -> None:
-        """Find what cannot be read, and where Redis has lost newest entries."""
+        """Find unreadable channels; copy anew those that lost new entries."""
         pipeline = self._redis.pipeline(transaction=False)
         for channel in logs:
             pipeline.xrevrange(KEY_PREFIX + channel, count=1)

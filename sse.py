@@ -4,7 +4,7 @@
 
 Here `events` is a generator. It yields an `Event` for each event, and `None`
 when there is nothing to send: then `EventStream` sends a comment, which keeps
-the connection alive. `keep_alive` adds them for a generator that can block.
+the connection alive. `keep_alive` adds `None` for a generator that can block.
 
 Copy this file into any Flask app; it needs nothing else.
 Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -25,7 +25,7 @@ KEEP_ALIVE_SECONDS = 15.0
 """The longest silence of a stream: many proxies close idle connections after 30
 to 60 seconds, and a server notices a disconnect only when it writes."""
 
-COMMENT = b":\n"  # with no blank line, which some clients take for an event
+COMMENT = b":\n"  # no blank line: some clients would take it for an event
 LINE_END = re.compile("\r\n|\r|\n")
 NOT_IN_A_FIELD = re.compile("[\r\n\0]")
 to_json = json.JSONEncoder(
@@ -167,7 +167,7 @@ def keep_alive(
 
     thread = threading.Thread(target=pump, daemon=True)
     stream = items()
-    next(stream)  # or `close` before its first item would not run `finally`
+    next(stream)  # else `close` before the first item would skip `finally`
     return stream
 
 

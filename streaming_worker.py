@@ -1,22 +1,22 @@
 """gunicorn's gevent worker, which can stop while event streams are open.
 
 After TERM or HUP, gunicorn's worker sets `alive` to false and waits for its
-connections. A stream never ends, so the worker is killed after 30 s, and no
-`finally` has run. QUIT and INT run none. This worker follows six rules instead:
+connections. A stream never ends, so after 30 s the worker is killed before any
+`finally` runs. QUIT and INT run none either. This worker follows six rules:
 
 1. A stream is a response of the type text/event-stream, or a request to upgrade
    to a WebSocket. All other requests may finish.
 2. Once `alive` is false, streams end: GreenletExit is raised where each waits,
    so its `finally` runs, and its socket is shut down, so the client reconnects.
    A second GreenletExit would interrupt a `finally`, so there is only one.
-3. Idle connections stop reading then, after a moment, so they end.
+3. Once `alive` is false, idle connections soon stop reading, so they end.
 4. QUIT waits up to QUIT_SECONDS for every `finally`. Ctrl-C brings it twice, to
    the worker and through the master, so the second one is ignored.
 5. Each part of a stream is sent as one chunk (RFC 9112, section 7.1), in half
    the CPU time of gunicorn and gevent. An access log shows no size for streams.
-   A stream that always has more to send lets others run after TURN parts.
+   A stream that always has more to send lets others run every TURN parts.
 6. Linux drops a client that reads or acknowledges nothing for SILENCE_MS.
-   `keepalive` bounds the head of a request, and LIMITS bounds its body.
+   `keepalive` limits the time for a request's head, and LIMITS for its body.
 """
 
 import socket
@@ -37,8 +37,8 @@ class StreamingWorker(GeventWorker):
     def load_wsgi(self):
         """Find streams (1), and chunk those that gunicorn would chunk (5)."""
         super().load_wsgi()
-        self.log.error_log.addFilter(is_worth_a_line)
-        self.open, self.quitting = {}, None  # by greenlet; see `note`
+        self.log.error_log.addFilter(is_worth_logging)
+        self.open, self.quitting = {}, None  # `open` is by greenlet; see `note`
         gevent.spawn(self.watch)
         app = self.wsgi
 
@@ -101,7 +101,7 @@ class StreamingWorker(GeventWorker):
         super().handle_quit(sig, frame)
 
 
-def is_worth_a_line(record):  # unlike a client that has vanished (6)
+def is_worth_logging(record):  # unlike a vanished client (6)
     error = record.exc_info and record.exc_info[1]
     return getattr(error, "errno", None) not in (ETIMEDOUT, EHOSTUNREACH)
 

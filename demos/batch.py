@@ -1,11 +1,11 @@
 """Batch: thousands of messages, a few events
 
 Messages arrive faster than it is wise to send them. They collect in
-a buffer, and a few times a second leave as one event: a JSON array.
+a buffer, sent a few times a second as one event: a JSON array.
 
 Notice: both sides get the same number of messages a second, but the
 batched one needs far fewer events, and fewer bytes. None is lost,
-unless the client is far too slow: then `dropped` says how many.
+unless the client is far too slow: `dropped` then reports how many.
 
 Try: set the messages a second to 10000 and press Start. The batched
 side still gets ten events a second, each with a thousand messages.
@@ -26,7 +26,7 @@ from sse import Event, EventStream
 
 RATE_PER_SECOND = 1000
 FLUSH_MS = 100
-MAX_TURN = 200  # messages, before other clients have their turn
+MAX_TURN = 200  # messages, then other clients get a turn
 MAX_BUFFER = 10_000  # messages, 3 MB; sent early when half full
 
 bp = Blueprint("batch", __name__)
@@ -46,14 +46,14 @@ def produce(rate, put, closed):
     start, n = time.monotonic(), 0
     while not closed.wait(0.01):
         due = int((time.monotonic() - start) * rate)
-        n = max(n, due - MAX_BUFFER)  # earlier ones have no room
+        n = max(n, due - MAX_BUFFER)  # earlier ones don't fit
         made = range(n + 1, min(due, n + MAX_TURN) + 1)
         put([{"n": i, "value": round(random(), 3)} for i in made])
         n += len(made)
 
 
 def batches(rate, flush_seconds, produce=produce):
-    buffer = deque(maxlen=MAX_BUFFER)  # drops the oldest if full
+    buffer = deque(maxlen=MAX_BUFFER)  # drops the oldest when full
     arrived, closed = threading.Condition(), threading.Event()
 
     def put(messages):

@@ -47,7 +47,7 @@ sock = Sock()
 
 @bp.before_request
 def read_request():
-    if request.path == "/socket":  # browsers let all sites open one
+    if request.path == "/socket":  # browsers let any site open one
         same_origin_only()
     interval = query_number("interval", INTERVAL_SECONDS, 0.01, 10)
     newest = int(time.time() / interval)

@@ -78,5 +78,5 @@ def stale(current):
 def stream():
     last_event_id = request.headers.get("Last-Event-ID", BEGIN)
     events = subscribe("document", last_event_id)
-    # After a restart, not all reconnect in the same second.
+    # Spread out the reconnects that follow a restart.
     return EventStream(events, retry=randint(2000, 5000))

@@ -34,7 +34,7 @@ SCRIPT = """{
   const part = document.currentScript.previousElementSibling;
   document.getElementById(part.dataset.place).replaceWith(part);
 }"""
-# WebKit paints nothing before it has about 200 visible characters.
+# WebKit paints nothing until it has about 200 visible characters.
 HEAD = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -42,10 +42,10 @@ HEAD = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>This morning</title>
 <h1>This morning</h1>
-<p>Some parts of this page take the server a few seconds. It works
-on all of them side by side, and sends each as soon as it is ready.
+<p>The server needs a few seconds for some parts of this page. It
+prepares them in parallel, and sends each as soon as it is ready.
 A short script then moves the part into its place. Without
-JavaScript, you find the parts below their places.</p>
+JavaScript, the parts stay below their places.</p>
 """
 PLACEHOLDER = Markup(
     '<p id="{0}"><a href="#{0}-part">{0}</a> is on its way …</p>\n'

@@ -7,12 +7,12 @@ id, so a client that was disconnected catches up.
 
 Notice: the first event, `begin`, carries an id, so that a
 connection that drops before the first notification loses none. Each
-client gets its own `retry`, or all would reconnect simultaneously.
+client gets its own `retry`, so they don't all reconnect together.
 
 Try: open a second window, press Start in both, and send a text:
 both receive it. With `flask run --reload`, delete "alert" from
-LEVELS and save. Alerts are now refused. What the server held in
-memory is gone, and an event `reset` reports it.
+LEVELS and save. Alerts are now refused. The events in memory are
+lost, and an event `reset` reports it.
 
     curl -N http://127.0.0.1:5000/stream/notifications
 """

@@ -46,7 +46,7 @@ def stream():
     interval = query_number("interval", INTERVAL_SECONDS, 0.01, 10)
     last_event_id = request.headers.get("Last-Event-ID", BEGIN)
     events = broker.subscribe("prices", last_event_id)
-    # After a restart, not all reconnect in the same second.
+    # Spread out the reconnects that follow a restart.
     retry = random.randint(2000, 5000)
     return EventStream(watch(events, interval), retry=retry)
 

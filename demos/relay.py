@@ -32,7 +32,7 @@ from language_model import BROKEN_OFF, Answer, ModelError, ask
 from sse import Event, keep_alive
 
 MAX_BODY_BYTES = 512 * 1024
-MAX_ANSWER_BYTES = 4 * 1024 * 1024  # of one that is not streamed
+MAX_ANSWER_BYTES = 4 * 1024 * 1024  # if it is not streamed
 MAX_CHOICES = 1
 MAX_TOKENS = 16_384  # 0: the model's own limit
 NOTICE_SECONDS = 0.5  # until a disconnect is noticed: tokens cost
@@ -114,7 +114,7 @@ def relay(answer, wants_stream=False):
 
 
 def without_key(body, status):
-    try:  # JSON can hide each character in an escape
+    try:  # JSON escapes can hide the key
         text = json.dumps(json.loads(body), allow_nan=False)
     except (ValueError, RecursionError):
         status = 502 if status == 200 else status

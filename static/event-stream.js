@@ -11,9 +11,9 @@
  * Each event is { type, data, lastEventId, retry }: what a browser dispatches,
  * and the reconnection time in milliseconds where the event sets one. An event
  * that the stream ends in the middle of is dropped. Leaving the loop aborts
- * `controller`, which closes the connection. Without it, Firefox closes it only
- * when more bytes come. What reading throws (an abort, a lost connection) is
- * thrown here. Status and Content-Type are the caller's to check.
+ * `controller`, which closes the connection. Without a controller, Firefox
+ * closes it only when more bytes arrive. The loop throws what reading throws:
+ * an abort or a lost connection. The caller checks status and Content-Type.
  *
  * Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
  */

@@ -89,7 +89,7 @@ def publish_all(channel, *texts, **options) -> list[str]:
 
 
 def wait_for_the_next_millisecond() -> None:
-    """Wait until the next event's id has another time than the last one."""
+    """Wait until the next event's id gets a later time than the last."""
     now = time.time_ns()
     wait_until(lambda: time.time_ns() > now + 2_000_000)
 
@@ -98,8 +98,8 @@ def wait_for_the_next_millisecond() -> None:
 def hasty_threads():
     """Switch threads at random bytecodes of broker.py.
 
-    Python by itself rarely switches between two of them, and never between
-    some: a race would show once in a year.
+    Python itself rarely switches between two of them, and between some it never
+    does. So a race would show up once a year.
     """
     choose = random.Random(0)
 
@@ -122,8 +122,9 @@ def hasty_threads():
 class Walker:
     """A client that moves from machine to machine, and checks what it gets.
 
-    After the event that it had last, it must get each later event once and in
-    order, or `reset` with the id of one that it missed, and all that follow.
+    It must get each event after the last one that it has, once and in order. Or
+    it must get `reset`, with the id of an event that it missed, and all later
+    events.
     """
 
     def __init__(self, ids: list[str]):

@@ -477,7 +477,7 @@ def carry(source: socket.socket, target: socket.socket) -> None:
 
 
 class TwoPlaces:
-    """The broker: one for the thread that makes it, another for all others."""
+    """A broker for the thread that creates it, another for all others."""
 
     def __init__(self, here: RedisBroker, elsewhere: RedisBroker):
         self._brokers, self._thread = (here, elsewhere), threading.get_ident()
@@ -489,7 +489,7 @@ class TwoPlaces:
 
 @pytest.fixture
 def distant_store(redis_server, monkeypatch, app):
-    """A Redis that is near to the jobs, but 10 ms away from the test."""
+    """A Redis that is close to the jobs, but 10 ms away from the test."""
     address = "127.0.0.1", 0
     with socketserver.ThreadingTCPServer(address, Distant) as server:
         server.redis_port = redis_server.port
@@ -505,9 +505,7 @@ def distant_store(redis_server, monkeypatch, app):
         thread.join()
 
 
-def test_a_stop_wins_against_a_job_that_publishes_without_a_pause(
-    distant_store, stop
-):
+def test_stop_ends_a_job_that_publishes_without_a_pause(distant_store, stop):
     job = Job()
     job.send(*["a"] * 5000, FINISHED)  # takes 50 times as long as a stop
     wait_until(lambda: broker.newest(job.channel).data == "a")
@@ -521,7 +519,7 @@ def test_a_stop_wins_against_a_job_that_publishes_without_a_pause(
 # How many jobs
 
 
-def test_too_many_jobs_of_a_kind_at_once_are_refused():
+def test_refuses_more_than_the_maximum_of_running_jobs_per_kind():
     jobs, seconds = [Job() for _ in range(SLOTS)], set()
     for _ in range(50):
         with pytest.raises(ServiceUnavailable) as error:
@@ -530,7 +528,7 @@ def test_too_many_jobs_of_a_kind_at_once_are_refused():
         seconds.add(error.value.retry_after)
     assert min(seconds) >= 2
     assert max(seconds) <= 10
-    assert len(seconds) > 3  # so that not all return together
+    assert len(seconds) > 3  # so that clients don't all retry together
     Job("answers").send(FINISHED)
     jobs[0].send(FINISHED)
     wait_until(lambda: jobs[0].channel not in background._interrupts)
@@ -580,7 +578,9 @@ def test_a_job_that_cannot_start_takes_no_slot(own_store, monkeypatch):
 def test_of_the_jobs_that_have_ended_the_newest_are_kept(
     store, follow, monkeypatch
 ):
-    assert background.MAX_KEPT >= MAX_AT_ONCE  # the ends of all can be read
+    assert (
+        background.MAX_KEPT >= MAX_AT_ONCE
+    )  # clients can read the end of each
     monkeypatch.setattr(background, "MAX_KEPT", 2)
     answer = Job("answers")
     answer.send(FINISHED)
@@ -650,7 +650,7 @@ def test_a_client_of_a_job_that_died_gets_an_end(
     assert pairs(stored(f"jobs:{orphan}")) == [STARTED, A, LOST]
 
 
-def test_a_client_gets_the_end_though_redis_answers_only_now_and_then(
+def test_a_client_gets_the_end_even_if_redis_answers_only_sometimes(
     orphan, follow, monkeypatch
 ):
     def newest_now_and_then(channel, newest=background.newest):
@@ -663,7 +663,7 @@ def test_a_client_gets_the_end_though_redis_answers_only_now_and_then(
     looks = count()
     monkeypatch.setattr(background, "newest", newest_now_and_then)
     assert Follower(follow(orphan)).result() == [STARTED, A, LOST]
-    assert next(looks) > 3 * 20  # a look that fails is not one
+    assert next(looks) > 3 * 20  # failed looks don't count
 
 
 def test_a_client_that_keeps_reconnecting_gets_the_end_too(
@@ -795,7 +795,7 @@ def test_a_job_that_died_while_redis_was_down_is_ended(
     assert follower.result() == [STARTED, LOST]
 
 
-def test_a_client_that_connects_while_redis_is_down_is_to_try_again(
+def test_a_client_that_connects_while_redis_is_down_should_retry(
     own_store, follow
 ):
     job = Job()
@@ -896,7 +896,7 @@ def test_a_job_of_which_redis_has_lost_an_event_does_not_finish(
     assert pairs(job.stored())[-1] == LOST
 
 
-def test_clients_get_one_end_though_redis_was_set_back(
+def test_clients_get_one_end_even_if_redis_was_rolled_back(
     own_store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.5)
@@ -920,7 +920,7 @@ def test_clients_get_one_end_though_redis_was_set_back(
     assert pairs(job.stored()) == [STARTED, A, LOST]
 
 
-def test_a_client_that_has_the_end_gets_no_other_though_redis_lost_it(
+def test_a_client_that_has_the_end_gets_no_other_even_if_redis_lost_it(
     own_store, follow
 ):
     job = Job()
@@ -930,7 +930,7 @@ def test_a_client_that_has_the_end_gets_no_other_though_redis_lost_it(
     assert follow(job.id, end.id).status_code == 204
 
 
-# The process stops, on purpose
+# The process exits normally
 
 
 def test_a_process_that_exits_ends_its_jobs(store):
@@ -940,7 +940,7 @@ def test_a_process_that_exits_ends_its_jobs(store):
         assert pairs(job.stored()) == [STARTED, LOST]
 
 
-def test_a_process_exits_though_redis_is_down(own_store, monkeypatch):
+def test_a_process_exits_even_if_redis_is_down(own_store, monkeypatch):
     def attempt(*arguments, publish=broker.BROKER.publish):
         attempts.append(arguments)
         return publish(*arguments)

@@ -61,7 +61,7 @@ def test_a_full_buffer_drops_the_oldest_and_reports_how_many(monkeypatch):
 
 
 class Clock:
-    """A clock that moves only while somebody waits, and once is late."""
+    """A clock that moves only while somebody waits, and is late once."""
 
     def __init__(self, late=0):
         self.now, self.late, self.end = 0, late, late + 5
@@ -82,9 +82,7 @@ class Clock:
     ("late", "skipped"),
     [(0.5, 0), (3600, 3600 * 10_000 - batch.MAX_BUFFER + 100)],
 )
-def test_a_producer_that_is_late_catches_up_in_turns(
-    monkeypatch, late, skipped
-):
+def test_a_late_producer_catches_up_in_turns(monkeypatch, late, skipped):
     clock, puts = Clock(late), []
     monkeypatch.setattr(batch, "time", clock)
     batch.produce(10_000, puts.append, clock)
@@ -95,7 +93,7 @@ def test_a_producer_that_is_late_catches_up_in_turns(
     assert made[-1] == pytest.approx(clock.now * 10_000, abs=110)
 
 
-def test_a_stream_holds_no_more_than_its_buffer(monkeypatch):
+def test_a_stream_stores_no_more_than_its_buffer(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(batch, "time", clock)
 
@@ -106,10 +104,10 @@ def test_a_stream_holds_no_more_than_its_buffer(monkeypatch):
     assert next(stream).data == {"dropped": 20_000}
     assert len(next(stream).data) == 10_000
     stream.close()
-    assert clock.sleeps == [0.5]  # then half the buffer is full
+    assert clock.sleeps == [0.5]  # until the buffer is half full
 
 
-def test_without_batches_others_have_their_turn(monkeypatch):
+def test_without_batches_other_clients_get_a_turn(monkeypatch):
     clock, at = Clock(), []
     monkeypatch.setattr(batch, "time", clock)
 

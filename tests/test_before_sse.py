@@ -129,7 +129,7 @@ def test_no_tick_is_early_even_if_sleep_returns_early():
     assert clock == [100.5]
 
 
-def test_a_client_that_is_late_gets_at_most_100_events_without_a_wait():
+def test_a_late_client_gets_at_most_100_events_without_waiting():
     clock = [1000.0]
     ticks = ticking(2, 500, now=lambda: clock[0], sleep=lambda _: 1 / 0)
     clock[0] += 4
@@ -220,7 +220,7 @@ def test_the_last_event_id_takes_precedence_over_the_query(site, last, back):
         ({"Origin": ""}, 403),
     ],
 )
-def test_only_pages_of_this_site_open_a_websocket(site, origin, expected):
+def test_only_pages_of_this_site_can_open_a_websocket(site, origin, expected):
     origin = {name: origin[name].format(site.port) for name in origin}
     with open_socket(site, **origin) as client:
         assert client.status == expected

@@ -162,7 +162,7 @@ def test_the_newest_publish_sets_how_many_events_are_kept(
     assert take_texts(read(BEGIN), 3) == ["reset", "4", "5"]
 
 
-def test_a_slow_client_costs_a_bounded_log_and_delays_nobody(
+def test_a_slow_client_uses_a_bounded_log_and_delays_nobody(
     backend, channel, read
 ):
     slow, fast = read(), read()
@@ -376,7 +376,7 @@ def test_a_pulse_during_a_publish_delays_no_client(channel, read, monkeypatch):
 A = PublishedEvent("1-0", Event("a"))
 
 
-def test_an_event_that_ends_the_silence_comes_without_none():
+def test_an_event_that_ends_a_silence_arrives_without_none():
     """The pulse may be late, and find that the log is longer."""
     log = Log()
     end = log.tail
@@ -407,7 +407,7 @@ def test_a_channel_is_kept_for_keep_seconds_after_its_last_client(
 
 
 def test_a_client_may_resume_while_events_are_appended():
-    """Only a look-up by id is safe then, and no search through all of them."""
+    """Only a look-up by id is safe then; a search through all ids is not."""
     log = Log()
     log.append(A, 9)
 
@@ -486,7 +486,7 @@ def test_a_head_request_leaves_nothing_behind(backend, monkeypatch):
 
 
 def test_a_client_may_be_garbage_collected_at_any_time(channel):
-    """Also in a thread that holds the lock, which its end needs."""
+    """This includes a thread that holds the lock, which closing it needs."""
     cycle = [subscribe(channel)]
     cycle.append(cycle)
     del cycle

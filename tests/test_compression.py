@@ -1,4 +1,4 @@
-"""A proxy that compresses does not hold the streams back."""
+"""A proxy that compresses does not delay streams."""
 
 import subprocess
 from collections.abc import Iterator

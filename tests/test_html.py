@@ -53,7 +53,7 @@ def test_a_part_is_sent_as_soon_as_it_is_ready(monkeypatch):
     assert list(page) == []
 
 
-def test_it_begins_with_enough_text_for_webkit_to_paint():
+def test_the_page_begins_with_enough_text_for_webkit_to_paint():
     with closing(html.page("", dict.fromkeys(PARTS, 0))) as page:
         body = next(page).partition("</title>")[2]
     text = re.sub("<.+?>", "", body)
@@ -245,7 +245,7 @@ def test_starting_again_adds_nothing_to_the_history(lesson_page):
 HIDE = "dispatchEvent(new PageTransitionEvent('pagehide'))"
 
 
-def test_a_page_that_back_brings_back_is_closed(lesson_page):
+def test_a_page_restored_by_back_is_closed(lesson_page):
     page = lesson_page("html")
     page.get_by_role("button", name="Start").click()
     page.frame_locator("#frame").locator("#weather-part").wait_for()

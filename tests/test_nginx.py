@@ -180,7 +180,7 @@ def seconds(setting, file):
     return int(re.search(rf"^ *{setting}[ =]+(\d+)s?;?$", text, re.M).group(1))
 
 
-def test_it_stops_using_a_connection_before_the_app_closes_it():
+def test_nginx_drops_an_idle_connection_before_the_app_closes_it():
     kept = seconds("keepalive_timeout", "nginx.conf")
     assert 2 < kept < seconds("keepalive", "gunicorn.conf.py")
 
@@ -196,7 +196,7 @@ def test_a_reload_of_nginx_ends_its_old_workers(put_nginx_in_front, app_server):
             client.read()
 
 
-def test_one_address_gets_some_connections_and_requests(
+def test_limits_the_connections_and_requests_of_an_address(
     put_nginx_in_front, app_server
 ):
     few = {"connections 500": "connections 3", "100r/s": "1r/m", "1000": "9"}

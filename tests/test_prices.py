@@ -126,7 +126,7 @@ class LockedMarket(SimpleNamespace):
         super().__setattr__(name, value)
 
 
-def test_of_many_clients_that_leave_at_once_each_is_counted(monkeypatch):
+def test_counts_each_of_many_clients_that_disconnect_together(monkeypatch):
     market = LockedMarket(clients=0, lock=threading.Lock())
     monkeypatch.setattr(prices, "market", market)
     all_in = threading.Barrier(20)
@@ -596,7 +596,7 @@ HELD = """() => {
 }"""
 
 
-def test_the_chart_is_drawn_once_a_frame_however_many_events_come(lesson_page):
+def test_the_chart_is_drawn_once_a_frame_for_any_number_of_events(lesson_page):
     page = lesson_page("prices")
     page.evaluate(HELD)
     show(page, *[(n, OPENED) for n in range(1, 51)])

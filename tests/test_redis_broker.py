@@ -402,7 +402,7 @@ def test_a_redis_that_gives_lower_ids_is_a_gap(
 
 
 @pytest.mark.parametrize("outage", [cut, frozen])
-def test_a_client_from_a_machine_that_is_ahead_gets_nothing_twice(
+def test_a_client_from_a_machine_that_is_ahead_gets_no_event_twice(
     outage, line, redis_server, channel, read, elsewhere
 ):
     waiting = read(BEGIN)
@@ -506,7 +506,7 @@ def test_publishing_recovers_from_a_failover_behind_a_fixed_address(
         assert take_texts(read(BEGIN), 1) == ["c"]
 
 
-def test_refuses_a_redis_cluster_at_the_start(tmp_path, monkeypatch, caplog):
+def test_refuses_to_start_with_a_redis_cluster(tmp_path, monkeypatch, caplog):
     port = free_port()
     options = f"--port {port} --dir {tmp_path} --cluster-enabled yes"
     process = subprocess.Popen(
@@ -569,9 +569,7 @@ FOREIGN_ENTRIES = [
 
 
 @pytest.mark.parametrize("entry", FOREIGN_ENTRIES)
-def test_an_entry_that_is_not_an_event_is_a_gap(
-    entry, redis_server, use, channel, read
-):
+def test_an_invalid_entry_is_a_gap(entry, redis_server, use, channel, read):
     use(redis_server.url)
     events, other = read(), f"{channel}:2"
     publish_all(channel, "a")
@@ -587,7 +585,7 @@ def test_an_entry_that_is_not_an_event_is_a_gap(
         assert take_texts(events_of_other, 1) == ["c"]
 
 
-def test_entries_that_are_not_events_are_logged_in_one_line(
+def test_invalid_entries_are_logged_in_one_line(
     redis_server, use, channel, read, caplog
 ):
     use(redis_server.url)
@@ -595,10 +593,10 @@ def test_entries_that_are_not_events_are_logged_in_one_line(
         redis_server.client().xadd(f"sse:{channel}", entry)
     take(read(BEGIN), 1)
     (line,) = caplog.messages
-    assert line.startswith(f"{channel} holds what is not an event: ")
+    assert line.startswith(f"{channel} holds an invalid entry: ")
 
 
-def test_retries_with_backoff_without_end(
+def test_retries_forever_with_backoff(
     own_redis, use, channel, read, monkeypatch
 ):
     pauses = []
@@ -678,8 +676,7 @@ def workers_of(server) -> list[int]:
 def test_gunicorn_starts_one_worker_without_redis_and_logs_why(start):
     server = start("gunicorn")
     assert server.logged(
-        r"Workers: 1 \(set REDIS_URL to share what is published between "
-        r"more\)$"
+        r"Workers: 1 \(set REDIS_URL to share events between several\)$"
     )
     assert len(workers_of(server)) == 1
 

@@ -278,7 +278,9 @@ def test_a_json_answer_keeps_its_status_and_body(
 NO_JSON = "The language model sent no JSON."
 
 
-def test_what_is_neither_json_nor_a_stream_is_not_passed_on(client, upstream):
+def test_an_answer_that_is_neither_json_nor_a_stream_is_not_relayed(
+    client, upstream
+):
     script = b"<script>fetch('/answers')</script>"
     for line, status in {
         "200 OK": 502,
@@ -292,7 +294,7 @@ def test_what_is_neither_json_nor_a_stream_is_not_passed_on(client, upstream):
         check_error(client.post(PATH, json=STREAMED), status, NO_JSON)
 
 
-def test_only_a_status_that_clients_know_is_passed_on(client, upstream):
+def test_only_a_status_that_clients_know_is_relayed(client, upstream):
     for status in (201, 204, 302, 399, 600, 999):
         upstream.answer = page(b"{}", f"{status} Whatever")
         response = client.post(PATH, json=CHAT)
@@ -432,7 +434,7 @@ def test_a_page_that_breaks_off_is_502(client, upstream, framing):
         content_type="application/json",
     )
     response = client.post(PATH, json=CHAT)
-    # Only a JSON parser can tell that a page without a length is incomplete.
+    # Without a length, only a JSON parser notices that a page is incomplete.
     is_silent = framing == "close"
     sentence = NO_JSON if is_silent else language_model.BROKEN_OFF
     check_error(response, 502, sentence)
@@ -476,7 +478,7 @@ LIMITS = {"n": 1, "max_tokens": 16_384, "max_completion_tokens": 16_384}
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_the_caller_chooses_no_more_than_the_server_pays_for(
+def test_a_caller_cannot_exceed_the_limits_that_the_server_sets(
     client, upstream, name
 ):
     highest, chat = LIMITS[name], {"messages": MESSAGES}

@@ -624,7 +624,7 @@ def test_stop_shows_why_and_stops_the_model(resume, upstream, answer, text):
 
 
 @one_server
-def test_stop_shows_the_end_though_the_page_has_left(resume, upstream):
+def test_stop_shows_the_end_even_after_the_page_disconnected(resume, upstream):
     upstream.answer = silent_in_mid_answer
     press(resume, "Ask")
     expect_text(resume, "Hello")

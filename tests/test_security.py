@@ -1,4 +1,4 @@
-"""The hosts that are answered, and the headers of pages and streams."""
+"""The allowed hosts, and the headers of pages and streams."""
 
 from conftest import NAMES, media_type, open_stream
 
@@ -76,7 +76,7 @@ HOSTS = {
 }
 
 
-def test_only_our_own_hosts_are_answered(monkeypatch):
+def test_only_our_own_hosts_are_allowed(monkeypatch):
     monkeypatch.setenv("FLASK_TRUSTED_HOSTS", "ours.example, .ALL.example")
     client = create_app().test_client()
     for path in ("/", "/static/style.css", "/nowhere", "/completion?prompt=a"):
@@ -86,8 +86,7 @@ def test_only_our_own_hosts_are_answered(monkeypatch):
             found[host] = response.status_code != 400
             if not found[host]:
                 assert response.json == {
-                    "error": f"To use the host {host!r}, "
-                    "set FLASK_TRUSTED_HOSTS."
+                    "error": f"The host {host!r} is not in FLASK_TRUSTED_HOSTS."
                 }
             response.close()
         assert found == HOSTS, path

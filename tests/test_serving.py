@@ -250,7 +250,7 @@ def test_the_serving_files_work_without_this_website(start, tmp_path):
 
 SHORT_SECONDS = 1.5
 SHORT = {"SHORT_SECONDS": str(SHORT_SECONDS), "FLASK_MAX_STREAMS": "62"}
-"""Deadlines of a worker that has room for 262 connections."""
+"""Short deadlines for a worker with room for 262 connections."""
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ HALF_REQUESTS = {"head": HEAD, "body": HEAD + JSON % 99 + b"{"}
 
 
 @pytest.mark.parametrize("half", HALF_REQUESTS)
-def test_half_sent_requests_lock_nobody_out(impatient, half):
+def test_unfinished_requests_do_not_lock_others_out(impatient, half):
     with ExitStack() as opened:
         clients = [opened.enter_context(connect(impatient)) for _ in range(262)]
         for client in clients:
@@ -283,7 +283,7 @@ def test_half_sent_requests_lock_nobody_out(impatient, half):
                 pass
 
 
-def test_a_client_that_never_reads_loses_its_place(impatient):
+def test_a_client_that_never_reads_is_disconnected(impatient):
     with (
         impatient.get("/large") as stream,
         impatient.get("/large-page") as page,
@@ -292,7 +292,7 @@ def test_a_client_that_never_reads_loses_its_place(impatient):
         wait_until(lambda: alive(impatient)["connections"] == 1)
 
 
-def test_slow_clients_and_quiet_streams_keep_their_place(impatient):
+def test_slow_clients_and_quiet_streams_stay_connected(impatient):
     seconds = 2 * SHORT_SECONDS
     body = b'{"text": "Hi", "level": "info"}'
     with (
@@ -311,9 +311,7 @@ def test_slow_clients_and_quiet_streams_keep_their_place(impatient):
         wait_until(lambda: ws.sock.recv(65536).endswith(b"\x8a\x00"))  # a pong
 
 
-ALONE = (
-    "Run 1 worker, or set REDIS_URL to share what is published between more."
-)
+ALONE = "Run 1 worker, or set REDIS_URL to share events between several."
 KIND = "Leave out -k: streams need the StreamingWorker."
 INSTEAD = "Run `flask run` or, in production, `gunicorn` instead."
 DOCSTRINGS = (
@@ -334,7 +332,7 @@ DOCSTRINGS = (
         ("-OO -m flask run", DOCSTRINGS),
     ],
 )
-def test_a_wrong_start_is_refused_with_one_line(command, line):
+def test_a_wrong_command_fails_with_one_line(command, line):
     ended = subprocess.run(
         [sys.executable, *command.split()],
         cwd=PROJECT,
@@ -362,7 +360,7 @@ def test_no_signal_adds_a_worker_without_redis(start):
     assert children.split() == [str(worker_of(server))]
 
 
-def test_too_few_open_files_are_a_warning_at_the_start(start):
+def test_logs_a_warning_if_too_few_open_files_are_allowed(start):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     for open_files, warnings in ((599, 1), (600, 0)):
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, limits[1]))

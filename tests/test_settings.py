@@ -14,8 +14,8 @@ from redis_broker import RedisBroker
 from website.settings import SETTINGS, has_upstream, read_settings
 
 BASE_URL = (
-    "OPENAI_BASE_URL must be an http or https URL without a query and "
-    "without a password, such as http://localhost:11434/v1."
+    "OPENAI_BASE_URL must be an http or https URL without a query "
+    "or a password, such as http://localhost:11434/v1."
 )
 REDIS_URL = (
     "REDIS_URL must be a redis, rediss or unix URL without a query, "
@@ -23,7 +23,7 @@ REDIS_URL = (
 )
 TRUSTED_HOSTS = (
     "FLASK_TRUSTED_HOSTS must be host names without ports, such as "
-    "example.org,.example.org (a dot adds all subdomains)."
+    "example.org,.example.org (a leading dot adds all subdomains)."
 )
 API_KEY = "OPENAI_API_KEY must be ASCII, without spaces."
 WRONG = {

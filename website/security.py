@@ -1,4 +1,4 @@
-"""The hosts that are answered, and headers that protect a page's reader."""
+"""The allowed hosts, and headers that protect the reader of a page."""
 
 import hashlib
 from base64 import b64encode
@@ -16,24 +16,24 @@ LOOPBACK = ("localhost", ".localhost")
 
 
 def init_app(app: Flask) -> None:
-    """Answer to TRUSTED_HOSTS, LOOPBACK and IP addresses, and add headers."""
+    """Allow only TRUSTED_HOSTS, LOOPBACK and IP addresses; add headers."""
     names = app.config["TRUSTED_HOSTS"] or ()
-    app.config["TRUSTED_HOSTS"] = None  # Flask's check knows no IP addresses
+    app.config["TRUSTED_HOSTS"] = None  # Flask's check refuses IP addresses
 
     @app.before_request
     def refuse_other_hosts() -> None:
         if not is_ours(request.host, names):
             host = request.headers.get("Host")
-            abort(400, f"To use the host {host!r}, set FLASK_TRUSTED_HOSTS.")
+            abort(400, f"The host {host!r} is not in FLASK_TRUSTED_HOSTS.")
 
     app.after_request(add_headers)
 
 
 def is_ours(host: str, names: Iterable[str]) -> bool:
-    """Tell whether the host of a request belongs to this site.
+    """Return whether the host of a request belongs to this site.
 
-    Otherwise DNS rebinding makes any site the same origin: its name resolves to
-    its own server first, and then to ours. An IP address is not a name.
+    Without this check, DNS rebinding lets any site pass as the same origin: its
+    name resolves first to its own server, then to ours. IP addresses are safe.
     """
     name = urlsplit(f"//{host}").hostname or ""
     try:

@@ -16,7 +16,7 @@ SETTINGS = {
     # name: (default, lowest, highest)
     "RUN_PORT": (5000, 1, 65535),
     "MAX_STREAMS": (1000, 1, 100_000),
-    "KEEP_ALIVE_SECONDS": (15.0, 0.1, 25.0),  # proxies give up after 60 s
+    "KEEP_ALIVE_SECONDS": (15.0, 0.1, 25.0),  # proxies time out after 60 s
     "UPSTREAM_SILENCE_SECONDS": (60.0, 0.1, 600.0),
     "OFFLINE_WORD_SECONDS": (0.05, 0.0, 5.0),
     "JOB_LOST_SECONDS": (15.0, 1.0, 600.0),
@@ -58,7 +58,7 @@ def _trusted_hosts(environ: Mapping[str, str]) -> list[str]:
     if not all(re.fullmatch(r"[.]?[\w-]+([.][\w-]+)*", name) for name in names):
         raise SystemExit(
             "FLASK_TRUSTED_HOSTS must be host names without ports, such as "
-            "example.org,.example.org (a dot adds all subdomains)."
+            "example.org,.example.org (a leading dot adds all subdomains)."
         )
     return [name.lower() for name in names]
 
@@ -76,8 +76,8 @@ def _check_upstream(environ: Mapping[str, str]) -> None:
         usable = False
     if not usable:
         raise SystemExit(
-            "OPENAI_BASE_URL must be an http or https URL without a query and "
-            "without a password, such as http://localhost:11434/v1."
+            "OPENAI_BASE_URL must be an http or https URL without a query "
+            "or a password, such as http://localhost:11434/v1."
         )
     key = environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:

@@ -47,7 +47,7 @@ def lan_server(upstream) -> Iterator[Server]:
 
 @pytest.fixture
 def elsewhere() -> Iterator[ThreadingHTTPServer]:
-    """A server of one page, its attribute `page`."""
+    """A server with one page, its attribute `page`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):  # noqa: N802
@@ -75,7 +75,7 @@ def elsewhere() -> Iterator[ThreadingHTTPServer]:
         ("theirs.test", "ours.test", LOADED),
     ],
 )
-def test_no_page_of_another_site_reaches_what_is_ours(
+def test_pages_of_other_sites_are_refused(
     page, lan_server, elsewhere, upstream, their_host, our_host, kinds
 ):
     upstream.answer = stream(delta("Hello"), DONE)
