@@ -16,7 +16,7 @@ SETTINGS = {
     # name: (default, lowest, highest)
     "RUN_PORT": (5000, 1, 65535),
     "MAX_STREAMS": (1000, 1, 100_000),
-    "KEEP_ALIVE_SECONDS": (15.0, 0.1, 25.0),  # proxies time out after 60 s
+    "KEEP_ALIVE_SECONDS": (15.0, 0.1, 25.0),  # many proxies time out after 30
     "UPSTREAM_SILENCE_SECONDS": (60.0, 0.1, 600.0),
     "OFFLINE_WORD_SECONDS": (0.05, 0.0, 5.0),
     "JOB_LOST_SECONDS": (15.0, 1.0, 600.0),
