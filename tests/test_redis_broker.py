@@ -125,6 +125,8 @@ class Line:
                     there.close()
                     continue
                 self.open |= {there, back}
+                if self.is_cut:  # meanwhile
+                    self.cut()
                 self._run(self._pump, there, back, False)
                 self._run(self._pump, back, there, True)
 
