@@ -194,9 +194,9 @@ def _watch(channel: str) -> None:
             if last and last.event in ENDS:
                 break
             last_id = last.id if last else BEGIN
-            looks = looks + 1 if last_id == seen_id else 0
-            seen_id = last_id
+            seen_id, looks = last_id, looks + 1 if last_id == seen_id else 0
             if looks * RETRY_SECONDS >= LOST_SECONDS:
+                looks = 0  # if Redis refuses this, the job can't publish either
                 _publish_after(last_id, channel, _failed(LOST))
     _watched.discard(channel)
 

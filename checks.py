@@ -105,7 +105,8 @@ def same_origin_only() -> None:
     headers, host = request.headers, request.host
     own_origins = (None, f"http://{host}", f"https://{host}")
     site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
-    if site is origin is None and "Mozilla/" in headers.get("User-Agent", ""):
+    is_get, agent = request.method == "GET", headers.get("User-Agent", "")
+    if site is origin is None and is_get and "Mozilla/" in agent:
         origin = "/".join(headers.get("Referer", "none").split("/")[:3])
     is_foreign = site not in (None, "same-origin") or origin not in own_origins
     if is_foreign or "Sec-Purpose" in headers or not host:

@@ -1,8 +1,8 @@
 """gunicorn's gevent worker, which can stop while event streams are open.
 
 After TERM or HUP, gunicorn's worker sets `alive` to false and waits for its
-connections. A stream never ends, so after 30 s the worker is killed before any
-`finally` runs. QUIT and INT run none either. This worker follows six rules:
+connections. Streams never end, so it is killed after 30 s, and no `finally` has
+run. QUIT and INT run none either. This worker follows six rules instead:
 
 1. A stream is a response of the type text/event-stream, or a request to upgrade
    to a WebSocket. All other requests may finish.
@@ -10,11 +10,9 @@ connections. A stream never ends, so after 30 s the worker is killed before any
    so its `finally` runs, and its socket is shut down, so the client reconnects.
    A second GreenletExit would interrupt a `finally`, so there is only one.
 3. Once `alive` is false, idle connections soon stop reading, so they end.
-4. QUIT waits up to QUIT_SECONDS for every `finally`. Ctrl-C brings it twice, to
-   the worker and through the master, so the second one is ignored.
+4. QUIT, which Ctrl-C sends twice, waits up to QUIT_SECONDS for every `finally`.
 5. Each part of a stream is sent as one chunk (RFC 9112, section 7.1), in half
-   the CPU time of gunicorn and gevent. An access log shows no size for streams.
-   A stream that always has more to send lets others run every TURN parts.
+   the CPU time of gunicorn and gevent. After TURN parts, others may run.
 6. Linux drops a client that reads or acknowledges nothing for SILENCE_MS.
    `keepalive` limits the time for a request's head, and LIMITS for its body.
 """
@@ -28,23 +26,24 @@ from time import monotonic
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
-LOOK_SECONDS, QUIT_SECONDS, SILENCE_MS = 0.1, 5.0, 20_000
-TURN = 20
+LOOK_SECONDS, QUIT_SECONDS, SILENCE_MS, TURN = 0.1, 5.0, 20_000, 20
 LIMITS = {"idle": LOOK_SECONDS, "request": 30.0, "stream": 0.0}
 
 
 class StreamingWorker(GeventWorker):
+    open, quitting = {}, None  # `open` is by greenlet; see `note`
+
     def load_wsgi(self):
         """Find streams (1), and chunk those that gunicorn would chunk (5)."""
         super().load_wsgi()
-        self.log.error_log.addFilter(is_worth_logging)
-        self.open, self.quitting = {}, None  # `open` is by greenlet; see `note`
+        self.log.error_log.addFilter(shorten)
         gevent.spawn(self.watch)
         app = self.wsgi
 
         def wsgi(environ, start_response):
             client = environ["gunicorn.socket"]
-            if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
+            upgrade = environ.get("HTTP_UPGRADE", "").lower()
+            if environ["REQUEST_METHOD"] == "GET" and upgrade == "websocket":
                 self.note(client, "stream")
             body = app(environ, start_response)
             response = start_response.__self__  # gunicorn's, with its headers
@@ -76,11 +75,10 @@ class StreamingWorker(GeventWorker):
 
     def watch(self):
         while True:
-            self.end_connections()  # more of them as time passes
+            list(self.end_connections())  # more of them as time passes
             gevent.sleep(LOOK_SECONDS)
 
     def end_connections(self):
-        ended = []
         for greenlet, (client, state, since) in list(self.open.items()):
             due = state == "request" or not self.alive
             if due and monotonic() >= since + LIMITS[state]:
@@ -89,21 +87,23 @@ class StreamingWorker(GeventWorker):
                     greenlet.kill(block=False)
                 with suppress(OSError):  # gevent's own would fail the reader
                     client._sock.shutdown(SHUT_RDWR if streams else SHUT_RD)
-                ended.append(greenlet)
-        return ended
+                yield greenlet
 
     def handle_quit(self, sig, frame):  # (4)
-        self.quitting = self.quitting or gevent.spawn(self.quit, sig, frame)
+        if self.quitting is None:  # a greenlet that has ended is false
+            self.quitting = gevent.spawn(self.quit, sig, frame)
 
     def quit(self, sig, frame):
         self.alive = False
-        gevent.joinall(self.end_connections(), timeout=QUIT_SECONDS)
+        gevent.joinall(list(self.end_connections()), timeout=QUIT_SECONDS)
         super().handle_quit(sig, frame)
 
 
-def is_worth_logging(record):  # unlike a vanished client (6)
+def shorten(record):  # a vanished client needs no traceback (6)
     error = record.exc_info and record.exc_info[1]
-    return getattr(error, "errno", None) not in (ETIMEDOUT, EHOSTUNREACH)
+    if getattr(error, "errno", None) in (ETIMEDOUT, EHOSTUNREACH):
+        record.exc_info = None
+    return True
 
 
 def send_chunks(body, client):

@@ -34,7 +34,7 @@ from sse import Event, keep_alive
 MAX_BODY_BYTES = 512 * 1024
 MAX_ANSWER_BYTES = 4 * 1024 * 1024  # if it is not streamed
 MAX_CHOICES = 1
-MAX_TOKENS = 16_384  # 0: the model's own limit
+MAX_TOKENS = 16_384
 NOTICE_SECONDS = 0.5  # until a disconnect is noticed: tokens cost
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ALLOWED = {"chat/completions": ["POST"], "models": ["GET"]}
@@ -61,10 +61,10 @@ def chat_completions():
     if not isinstance(messages, list):
         abort(400, "messages must be a list.")
     limit(body, MAX_CHOICES, "n")
-    if MAX_TOKENS:
-        limit(body, MAX_TOKENS, *TOKENS)
-        if not any(map(body.get, TOKENS)):
-            body[TOKENS[0]] = MAX_TOKENS
+    limit(body, MAX_TOKENS, *TOKENS)
+    is_openai = not os.environ.get("OPENAI_BASE_URL")
+    if is_openai and not any(map(body.get, TOKENS)):
+        body[TOKENS[0]] = MAX_TOKENS  # other APIs may refuse it
     return relay(ask(messages, **body), body["stream"])
 
 
@@ -122,8 +122,8 @@ def without_key(body, status):
         raise ModelError(message, status) from None
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     quoted_key = json.dumps(key)[1:-1]
-    is_secret = len(key) > 7  # local models take a dummy
-    if is_secret and quoted_key in text:
+    found = quoted_key in text or key.encode() in body
+    if found and len(key) > 7:  # local models take a dummy
         return text.replace(quoted_key, "***")
     return body
 

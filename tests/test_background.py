@@ -19,7 +19,14 @@ import background
 import broker
 import redis_broker
 import sse
-from broker import BEGIN, Conflict, MemoryBroker, Unavailable, publish
+from broker import (
+    BEGIN,
+    Conflict,
+    MemoryBroker,
+    PublishedEvent,
+    Unavailable,
+    publish,
+)
 from event_source import parse_events
 from redis_broker import RedisBroker
 from sse import Event
@@ -793,6 +800,26 @@ def test_a_job_that_died_while_redis_was_down_is_ended(
     wait_until(lambda: follower.comments > comments)
     own_store.start()
     assert follower.result() == [STARTED, LOST]
+
+
+def test_silence_is_counted_anew_once_redis_has_refused_the_end(monkeypatch):
+    looks, refused_at = [], []
+    monkeypatch.setattr(background, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(background, "LOST_SECONDS", 0.01)
+
+    def newest(channel):
+        looks.append(channel)
+        event = "progress" if len(looks) < 35 else "finished"
+        return PublishedEvent("1-0", Event("", event=event))
+
+    def refuse(*event):
+        refused_at.append(len(looks))
+        raise Unavailable
+
+    monkeypatch.setattr(background, "newest", newest)
+    monkeypatch.setattr(background, "_publish_after", refuse)
+    background._watch("jobs:x")
+    assert refused_at == [11, 21, 31]
 
 
 def test_a_client_that_connects_while_redis_is_down_should_retry(

@@ -220,9 +220,10 @@ def test_a_smaller_limit_of_the_app_counts():
     assert client.post("/", json={"a": "x" * 10}).status_code == 413
 
 
-def is_refused(headers: dict[str, str]) -> bool:
+def is_refused(headers: dict[str, str], method: str = "GET") -> bool:
     headers = {"Host": "app.test"} | headers
-    return outcome(same_origin_only, headers=headers) == (403, checks.FOREIGN)
+    found = outcome(same_origin_only, headers=headers, method=method)
+    return found == (403, checks.FOREIGN)
 
 
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101"
@@ -310,6 +311,11 @@ PAGES = {
 def test_only_our_own_pages_and_api_clients_pass():
     found = {name: is_refused(headers) for name, (headers, _) in PAGES.items()}
     assert found == {name: refused for name, (_, refused) in PAGES.items()}
+
+
+def test_an_api_client_that_looks_like_a_browser_may_post():
+    agent = "Mozilla/5.0 (Windows NT; Windows NT 10.0) WindowsPowerShell/5.1"
+    assert not is_refused({"User-Agent": agent}, "POST")
 
 
 def test_a_403_names_the_proxy_that_rewrites_the_host():

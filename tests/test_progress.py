@@ -3,6 +3,7 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from conftest import COMMANDS, Client, Server, free_port, spoken, wait_until
@@ -315,6 +316,25 @@ def test_a_server_that_stops_ends_its_jobs(
             stopping.process.send_signal(number)
             *_, end = parse_events(follower.response)
         assert summary([end]) == [("failed", LOST)]
+
+
+def test_ctrl_c_in_gunicorn_ends_every_job(
+    start, client, redis_server, monkeypatch
+):
+    shared = {"REDIS_URL": redis_server.url, "FLASK_JOB_LOST_SECONDS": "600"}
+    stopping = start("gunicorn -w 2", **shared)
+    monkeypatch.setattr(broker, "BROKER", RedisBroker(redis_server.url))
+    paths = [begin(stopping, 1000) for _ in range(20)]
+    master = stopping.process.pid
+    children = Path(f"/proc/{master}/task/{master}/children").read_text()
+    for pid in (master, *children.split()):  # as a terminal does
+        os.kill(int(pid), signal.SIGINT)
+    for path in paths:
+        with client.get(path) as follower:
+            *_, end = parse_events(follower.response)
+        assert summary([end]) == [("failed", LOST)]
+    stopping.process.wait(20)
+    assert stopping.logged("Traceback") == []
 
 
 # The page

@@ -40,7 +40,7 @@ from demos import relay
 LEAVE_SECONDS = 2
 PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hi"}]
-CHAT = {"messages": MESSAGES, "max_completion_tokens": 100}
+CHAT = {"messages": MESSAGES}
 STREAMED = CHAT | {"stream": True}
 KEEP_ALIVE = b": keep-alive\n\n"
 COMPLETION = (
@@ -478,36 +478,43 @@ LIMITS = {"n": 1, "max_tokens": 16_384, "max_completion_tokens": 16_384}
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_a_caller_cannot_exceed_the_limits_that_the_server_sets(
+def test_the_caller_asks_for_no_more_than_the_server_pays_for(
     client, upstream, name
 ):
-    highest, chat = LIMITS[name], {"messages": MESSAGES}
+    highest = LIMITS[name]
     for value in (highest + 1, 0, -1, 1.0, True, "1", [1]):
-        response = client.post(PATH, json=chat | {name: value})
+        response = client.post(PATH, json=CHAT | {name: value})
         sentence = f"{name} must be an integer, 1 to {highest}."
         check_error(response, 400, sentence)
     assert upstream.requests == []
-    upstream.answer = page(COMPLETION)
-    for value in (highest, None):
-        response = client.post(PATH, json=chat | {name: value})
-        assert response.status_code == 200
-        sent = upstream.requests[-1].json
-        assert sent["max_completion_tokens" if value is None else name] == (
-            value or 16_384
-        )
-        assert ("max_tokens" in sent) == (name == "max_tokens")
+    for value in (highest, 1, None):
+        client.post(PATH, json=CHAT | {name: value})
+        assert upstream.requests[-1].json[name] == value
+
+
+def test_openai_gets_the_limit_on_tokens_if_the_caller_names_none(
+    client, upstream, monkeypatch
+):
+    client.post(PATH, json=CHAT)
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    monkeypatch.setattr(language_model, "BASE_URL", upstream.url)
+    for body in ({}, {"max_tokens": None}, {"max_tokens": 5}):
+        client.post(PATH, json=CHAT | body)
+    limits = [
+        one.json.get("max_completion_tokens") for one in upstream.requests
+    ]
+    assert limits == [None, 16_384, 16_384, None]
 
 
 def test_the_limits_of_an_answer_are_settings(app, upstream, monkeypatch):
     upstream.answer = page(COMPLETION)
     monkeypatch.setenv("FLASK_RELAY_MAX_CHOICES", "2")
-    monkeypatch.setenv("FLASK_RELAY_MAX_TOKENS", "0")
+    monkeypatch.setenv("FLASK_RELAY_MAX_TOKENS", "20000")
     client = create_app().test_client()
-    for body in ({"n": 2}, {}, {"max_tokens": 10**6}):
-        client.post(PATH, json={"messages": MESSAGES} | body)
-        sent = upstream.requests[-1].json
-        assert sent == sent | body
-        assert "max_completion_tokens" not in sent
+    for name, highest in (("n", 2), ("max_tokens", 20_000)):
+        for value, status in ((highest, 200), (highest + 1, 400)):
+            response = client.post(PATH, json=CHAT | {name: value})
+            assert response.status_code == status
 
 
 @pytest.mark.parametrize(
@@ -633,11 +640,15 @@ def test_a_body_may_have_512_kib(online, upstream):
             % "".join(f"\\u{ord(one):04x}" for one in KEY).encode(),
             "401 Unauthorized",
         ),
+        page(
+            b'{"error": "%s", "error": "a"}' % KEY.encode(),
+            "401 Unauthorized",
+        ),
         page(KEY.encode(), "500 Internal Server Error", "text/html"),
         page(b"{}", "302 Found", "text/html", f"Location: http://x/?key={KEY}"),
         lambda connection: connection.send(b"%s\r\n\r\n" % KEY.encode()),
     ],
-    ids=["401", "escaped", "500", "302", "in place of HTTP"],
+    ids=["401", "escaped", "twice", "500", "302", "in place of HTTP"],
 )
 def test_a_key_that_the_upstream_echoes_is_redacted(
     client, upstream, answer, body

@@ -1,7 +1,9 @@
 """Chunks, disconnects, stops, reloads and restarts, over real sockets."""
 
+import errno
 import http.client
 import json
+import logging
 import os
 import resource
 import shutil
@@ -267,7 +269,14 @@ def connect(server):
 
 HEAD = b"POST /notifications HTTP/1.1\r\nHost: localhost\r\n"
 JSON = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-HALF_REQUESTS = {"head": HEAD, "body": HEAD + JSON % 99 + b"{"}
+HALF_REQUESTS = {
+    "head": HEAD,
+    "body": HEAD + JSON % 99 + b"{",
+    "body, as if for a WebSocket": HEAD
+    + b"Upgrade: websocket\r\n"
+    + JSON % 99
+    + b"{",
+}
 
 
 @pytest.mark.parametrize("half", HALF_REQUESTS)
@@ -309,6 +318,16 @@ def test_slow_clients_and_quiet_streams_stay_connected(impatient):
         assert next(parse_events(quiet.chunks())).data
         ws.sock.sendall(b"\x89\x80mask")  # a ping
         wait_until(lambda: ws.sock.recv(65536).endswith(b"\x8a\x00"))  # a pong
+
+
+def test_a_vanished_client_is_logged_without_a_traceback():
+    from streaming_worker import shorten  # imports gevent
+
+    for number, is_short in ((errno.ETIMEDOUT, True), (errno.EIO, False)):
+        error = OSError(number, "Failed")
+        record = logging.makeLogRecord({"exc_info": (OSError, error, None)})
+        assert shorten(record)
+        assert (record.exc_info is None) == is_short
 
 
 ALONE = "Run 1 worker, or set REDIS_URL to share events between several."

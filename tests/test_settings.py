@@ -22,8 +22,8 @@ REDIS_URL = (
     "such as redis://localhost:6379/0."
 )
 TRUSTED_HOSTS = (
-    "FLASK_TRUSTED_HOSTS must be host names without ports, such as "
-    "example.org,.example.org (a leading dot adds all subdomains)."
+    "FLASK_TRUSTED_HOSTS must be host names without ports or underscores, "
+    "such as example.org,.example.org (a leading dot adds all subdomains)."
 )
 API_KEY = "OPENAI_API_KEY must be ASCII, without spaces."
 WRONG = {
@@ -48,7 +48,14 @@ WRONG = {
 }
 WRONG |= {
     ("FLASK_TRUSTED_HOSTS", names): TRUSTED_HOSTS
-    for names in ("a.example:80", "http://a.example", "*", "a..example", ".")
+    for names in (
+        "a.example:80",
+        "http://a.example",
+        "*",
+        "a..example",
+        ".",
+        "my_app",
+    )
 }
 WRONG |= {
     ("OPENAI_BASE_URL", url): BASE_URL

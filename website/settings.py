@@ -22,7 +22,7 @@ SETTINGS = {
     "JOB_LOST_SECONDS": (15.0, 1.0, 600.0),
     "RELAY_MAX_BYTES": (512 * 1024, 1024, 100 * 1024 * 1024),
     "RELAY_MAX_CHOICES": (1, 1, 128),
-    "RELAY_MAX_TOKENS": (16_384, 0, 10_000_000),
+    "RELAY_MAX_TOKENS": (16_384, 1, 10_000_000),
 }
 
 
@@ -55,10 +55,12 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _trusted_hosts(environ: Mapping[str, str]) -> list[str]:
     names = environ.get("FLASK_TRUSTED_HOSTS", "").replace(",", " ").split()
-    if not all(re.fullmatch(r"[.]?[\w-]+([.][\w-]+)*", name) for name in names):
+    host = re.compile(r"[.]?[\w-]+([.][\w-]+)*")
+    if not all(host.fullmatch(name) and "_" not in name for name in names):
         raise SystemExit(
-            "FLASK_TRUSTED_HOSTS must be host names without ports, such as "
-            "example.org,.example.org (a leading dot adds all subdomains)."
+            "FLASK_TRUSTED_HOSTS must be host names without ports or "
+            "underscores, such as example.org,.example.org "
+            "(a leading dot adds all subdomains)."
         )
     return [name.lower() for name in names]
 
