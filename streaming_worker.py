@@ -63,7 +63,7 @@ class StreamingWorker(GeventWorker):
         with suppress(AttributeError, OSError):  # not on Linux, or not TCP
             client.setsockopt(IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
         self.note(client, "idle")
-        super().handle(listener, client, addr)
+        super().handle(client, client, addr)  # the listener may be closed
         self.open.pop(gevent.getcurrent(), None)
 
     def handle_request(self, listener_name, req, client, addr):
