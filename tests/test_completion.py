@@ -173,7 +173,7 @@ def test_a_fault_is_one_event_failed_and_the_end(client, upstream, name):
 def test_a_long_silence_is_a_fault(
     client, upstream, monkeypatch, answer, texts, sentence
 ):
-    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 1 if texts else 0.1)
     upstream.answer = answer
     body = spoken(client.get(PROMPT).data)
     assert body == answered(*texts) + failed(sentence)

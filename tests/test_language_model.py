@@ -316,7 +316,7 @@ def test_each_fault_is_one_message_after_what_came_before(upstream, name):
     ids=["before headers", "after headers", *FRAMINGS],
 )
 def test_a_long_silence_is_a_fault(upstream, monkeypatch, answer, message):
-    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 1)
     monkeypatch.setattr(language_model, "CONNECT_SECONDS", 300)
     upstream.answer = answer
     _, error = outcome(ask(MESSAGES))

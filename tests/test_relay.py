@@ -346,7 +346,7 @@ def test_silence_before_an_answer_is_504(client, upstream, monkeypatch):
 def test_silence_in_mid_answer_ends_it_with_an_error(
     client, upstream, monkeypatch
 ):
-    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 1)
     upstream.answer = stream(delta("Hello"), end="silent")
     sentence = "The language model fell silent."
     response = client.post(PATH, json=STREAMED)

@@ -196,7 +196,7 @@ def test_silence_is_reported_and_is_a_fault_in_the_end(
     client, upstream, monkeypatch
 ):
     monkeypatch.setattr(background, "PULSE_SECONDS", 0.02)
-    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 1)
     upstream.answer = silent_in_mid_answer
     path = client.post("/answers", json={"prompt": "Why?"}).location
     events = list(parse_events([client.get(path).data]))
