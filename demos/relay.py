@@ -4,11 +4,11 @@ Every client of the OpenAI API (Chat Completions) can use this
 server. It passes the request on with its own API key, and the
 answer back, byte by byte as it comes. No client needs the key.
 
-Notice: nothing is parsed on the way, so whatever the API can do,
-the relay can do. It adds three things: a comment in silence, which
+Notice: a stream passes unparsed, so whatever the API can do, the
+relay can do. It adds three things: a comment in silence, which
 keeps proxies from closing the connection, an error event if the
 answer breaks off, and the error object that clients know for every
-error.
+error. It limits what a caller may ask for, because you pay.
 
 Try: with `flask run --reload`, set NOTICE_SECONDS to 0.01, save,
 and open the Wire panel. A comment fills every pause between two
