@@ -674,6 +674,7 @@ def test_random_clients_of_two_machines_get_every_event_or_reset(
 def test_starting_during_an_outage_logs_one_line(start):
     url = f"redis://127.0.0.1:{free_port()}/0"
     server = start("flask run", REDIS_URL=url)
+    wait_until(lambda: server.logged("Running on"))  # logged after it
     (line,) = server.logged("Redis")
     assert line.startswith("Redis is down: ")
 
