@@ -21,6 +21,9 @@ import pytest
 import redis
 from upstream import HELLO, KEY, Upstream, reserved_port, stream
 
+import broker
+import redis_broker
+import sse
 from app import create_app
 from demos import LESSONS
 from website.pages import texts
@@ -291,6 +294,18 @@ def redis_server(tmp_path_factory) -> Iterator[RedisServer]:
     running = RedisServer(tmp_path_factory.mktemp("redis"))
     yield running
     running.stop()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def store(request, monkeypatch, app) -> None:
+    """Where the channels of a lesson are, all of them empty."""
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
+    if request.param == "redis":
+        server = request.getfixturevalue("redis_server")
+        server.client().flushall()
+        new = redis_broker.RedisBroker(server.url)
+        monkeypatch.setattr(broker, "BROKER", new)
 
 
 @pytest.fixture

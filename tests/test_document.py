@@ -11,9 +11,7 @@ from conftest import COMMANDS, Client, Server, read_until, wait_until
 from playwright.sync_api import Page, expect
 
 import broker
-import redis_broker
-import sse
-from broker import BEGIN, MemoryBroker, forget, newest
+from broker import BEGIN, MemoryBroker, newest
 from demos import document
 from demos.document import HISTORY_EVENTS, MAX_BODY_BYTES
 from event_source import parse_events
@@ -30,17 +28,6 @@ MARKUP = "<img src=x onerror=alert(1)><b>&amp;"
 
 
 # Writing, with the channel in memory or in Redis
-
-
-@pytest.fixture(params=["memory", "redis"])
-def store(request, monkeypatch, app) -> None:
-    """Where the channel is."""
-    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
-    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_server").url
-        monkeypatch.setattr(broker, "BROKER", RedisBroker(url))
-        forget("document")
 
 
 @pytest.fixture

@@ -7,13 +7,9 @@ import pytest
 from conftest import COMMANDS, Server, read_until, wait_until
 from playwright.sync_api import Page, expect
 
-import broker
-import redis_broker
-import sse
 from broker import newest
 from demos.notifications import MAX_BODY_BYTES
 from event_source import parse_events
-from redis_broker import RedisBroker
 from sse import Event
 
 STREAM = "/stream/notifications"
@@ -26,17 +22,6 @@ JSON = "application/json"
 
 
 # The channel in memory or in Redis
-
-
-@pytest.fixture(params=["memory", "redis"])
-def store(request, monkeypatch, app) -> None:
-    """Where the channel is."""
-    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
-    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_server").url
-        monkeypatch.setattr(broker, "BROKER", RedisBroker(url))
-        broker.forget("notifications")
 
 
 @pytest.fixture
