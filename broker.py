@@ -142,7 +142,7 @@ class Log:
         end.arrived.set()
 
     def start_over(self, id: str = BEGIN) -> None:
-        """Discard all events: whoever reads is sent `reset`."""
+        """Discard all events: all who read are sent `reset`."""
         end, self.head = self.tail, Node(id)
         self.tail, self.nodes = self.head, {id: self.head}
         end.arrived.set()

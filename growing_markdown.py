@@ -1,8 +1,8 @@
 """Markdown that is still being written, as blocks of safe HTML.
 
-Whoever writes the Markdown is not trusted. markdown-it-py turns it into HTML,
-nh3 takes out whatever is more than the markup of text, and selectolax reads
-both, so that what was taken out can be told. Pygments colours the code.
+The author of the Markdown is not trusted. markdown-it-py turns it into HTML,
+nh3 removes whatever is more than the markup of text, and selectolax reads both,
+so that each removal can be reported. Pygments colours the code.
 
 Copy this file into any app; it needs those four and nothing of this project.
 The Markdown is CommonMark (https://spec.commonmark.org) with tables and
@@ -73,7 +73,7 @@ TOKEN_WORK = 2
 
 
 class Block(NamedTuple):
-    """A block as safe HTML, and each thing taken out of it, and where."""
+    """A block as safe HTML, and what was removed from it, and where."""
 
     html: str
     blocked: list[tuple[str, str]]
@@ -263,5 +263,5 @@ everywhere = {"alt": [*ended, "blockquote", "list"]}
 rules.before("table", "steps", _limit_steps, everywhere)
 skip_token = MARKDOWN.inline.skipToken
 MARKDOWN.inline.skipToken = _look_ahead
-# The cleaner alone judges addresses, so that what it takes out is told.
+# The cleaner alone judges addresses, so that each removal is reported.
 MARKDOWN.validateLink = lambda url: True

@@ -45,7 +45,7 @@ class ModelError(Exception):
 class Answer:
     """A request to the API, and its response once `open` has returned it.
 
-    `close` may be called in another thread, and wakes whoever reads.
+    `close` may be called in another thread, and wakes its reader.
     """
 
     def __init__(self, path: str, body: dict | None = None):

@@ -12,7 +12,7 @@ one wins.
 
 Try: with `flask run --reload`, change `return stale(current)` to
 `pass` and save. Then, in two windows, change the text in both and
-save in both: the second overwrites the first, and nobody is told.
+save in both: the second overwrites the first without a warning.
 
     curl -N http://127.0.0.1:5000/stream/document
 """

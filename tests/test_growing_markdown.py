@@ -62,7 +62,7 @@ RENDERED = {
     "\ud83d": ["<p>?</p>\n"],
 }
 
-# Markdown: what the only block keeps, and what is told of the rest
+# Markdown: what the only block keeps, and what is reported as removed
 BLOCKED = {
     '<img src="x" onerror="alert(1)">a': (
         "<p>a</p>\n",
@@ -285,7 +285,7 @@ TEXTS = {
     "open tags": ("", "<b "),
     "deep lists": ("", "- " * 20 + "a\n"),
     "deep quotations": ("", ">" * 50 + "a\n"),
-    "a deep quotation that goes on": (">" * 50 + "a\n", "b\n"),
+    "a deep quotation that continues": (">" * 50 + "a\n", "b\n"),
     "quotations read again": ("&&&", "> |a|\n> |-|\na\n"),
     "references": ("", "[a]: b\n"),
 }

@@ -352,7 +352,7 @@ def test_resuming_at_a_redis_that_lost_everything_gets_reset(
 def test_a_redis_that_has_lost_the_newest_events_is_a_gap(
     redis_server, use, channel, read
 ):
-    """As after a restart, if it was not told to write all at once."""
+    """As after a restart without `appendfsync always`."""
     use(redis_server.url)
     _, lost = publish_all(channel, "a", "lost")
     events = read(BEGIN)
@@ -787,7 +787,7 @@ def test_a_stalled_client_costs_little_memory_and_delays_nobody(
 
 
 class Reader(threading.Thread):
-    """Reads notifications, now here, now there, and goes on where it was."""
+    """Reads notifications, now here, now there, and resumes each time."""
 
     def __init__(self, ports: list[int], seed: int):
         super().__init__(daemon=True)

@@ -59,7 +59,7 @@ ANSWERS |= {
 NOT_FOUND = page(b"", "404 Not Found")
 
 # `read` hands each event on until told to leave, `readAll` collects them, and
-# `cut` makes a response that comes in chunks of the sizes that it is told.
+# `cut` makes a response that comes in chunks of these sizes.
 HELPERS = """
 async () => {
   const { readEventStream } = await import("/event-stream.js");
