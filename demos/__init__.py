@@ -58,16 +58,29 @@ class Part(NamedTuple):
 PARTS = (
     Part(
         "The protocol",
-        "What goes over the wire, and what a browser makes of it.",
+        "What the server sends, and what the browser's EventSource "
+        "does with it.",
         (
             Lesson(hello),
-            Lesson(numbers),
             Lesson(clock),
             Lesson(thinking),
+            Lesson(numbers),
             Lesson(batch),
             Lesson(
                 before_sse,
                 long_views=("stream", "long_poll", "socket"),
+            ),
+        ),
+    ),
+    Part(
+        "When connections fail",
+        "How the browser reconnects and resumes, and why the "
+        "seventh stream hangs.",
+        (
+            Lesson(reconnect),
+            Lesson(
+                six_connections,
+                also_shown=("nginx.conf", "demos/clock.py"),
             ),
         ),
     ),
@@ -99,18 +112,6 @@ PARTS = (
             Lesson(progress),
             Lesson(document),
             Lesson(resume),
-        ),
-    ),
-    Part(
-        "What goes wrong",
-        "Lost connections, errors, silence, and more streams than "
-        "a browser opens.",
-        (
-            Lesson(reconnect),
-            Lesson(
-                six_connections,
-                also_shown=("nginx.conf", "demos/clock.py"),
-            ),
         ),
     ),
 )
