@@ -3,11 +3,12 @@
 import re
 
 import pytest
-from conftest import NAMES, PROJECT
+from conftest import NAMES, PROJECT, VIEWPORT
 from markupsafe import escape
 
-from demos import LESSONS
+from demos import LESSONS, PARTS
 from website.pages import texts
+from website.pictures import part_picture
 
 lessons = pytest.mark.parametrize("name", NAMES)
 
@@ -51,6 +52,33 @@ def test_catalogue_lists_the_lessons_in_order(client):
     places = [page.index(str(escape(title))) for title in titles]
     assert places == sorted(places)
     assert re.findall(r'href="/demos/(\w+)"', page) == NAMES
+
+
+def test_catalogue_shows_each_part_with_its_sentence_and_picture(client):
+    sections = client.get("/").text.split("<section>")[1:]
+    for part, section in zip(PARTS, sections, strict=True):
+        assert f"<h2>{escape(part.title)}</h2>" in section
+        assert f"<p>{escape(part.about)}</p>" in section
+        assert part_picture(part) in section
+
+
+def test_catalogue_describes_itself_in_the_words_people_search_for(client):
+    page = client.get("/").text
+    (description,) = re.findall(
+        '<meta name="description" content="(.*?)"', page, re.S
+    )
+    heading = "Server-sent events (SSE) in Flask, by example"
+    assert f"<h1>{heading}</h1>" in page
+    assert f"<title>{heading}</title>" in page
+    assert heading in description
+
+
+def test_catalogue_is_a_slide(page, site):
+    page.set_viewport_size(VIEWPORT)
+    page.goto(site.url)
+    for part in ("h1", ".lead", "figure", "h2 >> nth=0", "h2 >> nth=1"):
+        box = page.locator(part).bounding_box()
+        assert box["y"] + box["height"] <= VIEWPORT["height"], part
 
 
 @lessons

@@ -21,6 +21,7 @@ from selectolax.lexbor import LexborHTMLParser
 from werkzeug.exceptions import HTTPException
 
 from demos import LESSONS, PARTS, Lesson
+from website.pictures import comparison, part_picture
 from website.security import content_security_policy
 
 FOLDER = Path(__file__).parents[1]
@@ -74,8 +75,16 @@ def texts(lesson: Lesson) -> Texts:
 
 @bp.get("/")
 def catalogue():
-    parts = [(part, [*map(texts, part.lessons)]) for part in PARTS]
-    return render_template("catalogue.html", parts=parts)
+    parts = [
+        (part, [*map(texts, part.lessons)], part_picture(part))
+        for part in PARTS
+    ]
+    return render_template(
+        "catalogue.html",
+        wide=comparison("wide"),
+        narrow=comparison("narrow"),
+        parts=parts,
+    )
 
 
 @bp.get("/cheatsheet")

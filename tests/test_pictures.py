@@ -1,0 +1,171 @@
+"""The pictures of the catalogue: their data, what is drawn, and how it fits."""
+
+from collections import Counter
+from xml.etree import ElementTree
+
+import pytest
+
+from demos import PARTS
+from website.pictures import (
+    END_SECONDS,
+    EVENTS,
+    LANES,
+    LAYOUTS,
+    TRIP_SECONDS,
+    comparison,
+    part_picture,
+)
+
+POLLING, LONG_POLLING, WEBSOCKET, EVENT_STREAM = LANES
+PICTURES = [
+    *(pytest.param(comparison, name, id=name) for name in LAYOUTS),
+    *(pytest.param(part_picture, part, id=part.title) for part in PARTS),
+]
+# The box of each visible text of each visible picture, and of the picture.
+VISIBLE_TEXTS = """
+() => [...document.querySelectorAll("svg.picture")]
+  .filter((svg) => svg.checkVisibility())
+  .map((svg) => [...svg.querySelectorAll("text")].map((text) => {
+    const { left, right, top, bottom } = text.getBoundingClientRect();
+    const scale = svg.getScreenCTM().a;
+    const size = parseFloat(getComputedStyle(text).fontSize) * scale;
+    const around = svg.getBoundingClientRect();
+    const inside = left >= around.left && right <= around.right
+      && top >= around.top && bottom <= around.bottom;
+    return { words: text.textContent, left, right, size, inside,
+      // A line of text is as high as its letters, not as its line height.
+      bottom: bottom - 0.2 * size, top: top + 0.2 * size };
+  }))
+"""
+
+
+def of_class(svg: ElementTree.Element, kind: str, tag: str = "*"):
+    return [
+        element
+        for element in svg.iter()
+        if kind in element.get("class", "").split()
+        and tag in ("*", element.tag)
+    ]
+
+
+@pytest.mark.parametrize(("draw", "what"), PICTURES)
+def test_a_picture_is_xml_with_a_title_and_a_sentence(draw, what):
+    svg = ElementTree.fromstring(draw(what))
+    assert svg.get("role") == "img"
+    labels = svg.get("aria-labelledby").split()
+    assert [svg.find(f"*[@id='{label}']").tag for label in labels] == [
+        "title",
+        "desc",
+    ]
+    assert svg.findtext("title")
+    assert svg.findtext("desc").endswith(".")
+
+
+def test_no_two_elements_of_the_catalogue_share_an_id(client):
+    page = client.get("/").text
+    svgs = [draw(what) for draw, what in (one.values for one in PICTURES)]
+    assert all(svg in page for svg in svgs)
+    ids = Counter(
+        element.get("id")
+        for svg in svgs
+        for element in ElementTree.fromstring(svg).iter()
+        if element.get("id")
+    )
+    assert set(ids.values()) == {1}
+
+
+@pytest.mark.parametrize("lane", LANES, ids=lambda lane: lane.name)
+def test_every_lane_brings_the_same_events_and_none_before_it_happens(lane):
+    sent = lane.sent()
+    assert list(sent) == list(EVENTS)
+    assert all(at >= EVENTS[number] for number, at in sent.items())
+    assert max(sent.values()) + TRIP_SECONDS < END_SECONDS
+
+
+def test_only_polling_sends_events_late():
+    assert all(at > EVENTS[n] for n, at in POLLING.sent().items())
+    assert LONG_POLLING.sent() == WEBSOCKET.sent() == EVENTS
+    assert EVENT_STREAM.sent() == EVENTS
+
+
+def test_the_cost_of_a_lane_is_counted():
+    assert POLLING.counted_cost().startswith("8 requests, 5 empty; ")
+    assert LONG_POLLING.counted_cost().startswith("5 requests; ")
+    assert EVENT_STREAM.counted_cost().startswith("1 request, ")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_lane_draws_its_data(name):
+    x = LAYOUTS[name].x
+    svg = ElementTree.fromstring(comparison(name))
+    drawn = of_class(svg, "lane")
+    for lane, picture in zip(LANES, drawn, strict=True):
+        numbers = [int(one.text) for one in of_class(picture, "number")]
+        assert numbers == list(EVENTS)
+        arrows = of_class(picture, "event", "line")
+        assert [
+            (float(one.get("x1")), float(one.get("x2"))) for one in arrows
+        ] == [(x(at), x(at + TRIP_SECONDS)) for at in lane.sent().values()]
+        requests = of_class(picture, "up")
+        assert [float(one.get("x1")) for one in requests] == [
+            *(x(each.sent) for each in lane.exchanges),
+            *map(x, lane.messages),
+        ]
+        assert len(of_class(picture, "band")) == len(lane.exchanges)
+        assert len(of_class(picture, "message")) == len(lane.messages)
+    empty = [len(of_class(picture, "empty")) for picture in drawn]
+    assert empty == [5, 0, 0, 0]
+
+
+def test_events_of_one_response_do_not_cover_each_other():
+    svg = ElementTree.fromstring(comparison("narrow"))
+    for picture in of_class(svg, "lane"):
+        dots = of_class(picture, "event", "circle")
+        places = [(float(d.get("cx")), float(d.get("cy"))) for d in dots]
+        for place, (x, y) in enumerate(places):
+            for other_x, other_y in places[:place]:
+                apart = abs(x - other_x) + abs(y - other_y)
+                assert apart >= 2 * float(dots[0].get("r"))
+
+
+@pytest.mark.parametrize(("draw", "what"), PICTURES)
+def test_what_is_drawn_fits_the_view_box(draw, what):
+    svg = ElementTree.fromstring(draw(what))
+    _, _, *size = map(int, svg.get("viewBox").split())
+    for element in svg.iter():
+        get = element.attrib.get
+        for axis, most, extent in zip(
+            "xy", size, ("width", "height"), strict=True
+        ):
+            places = [
+                float(get(key))
+                for key in (axis, f"{axis}1", f"{axis}2", f"c{axis}")
+                if get(key)
+            ]
+            around = float(get("r", 0))
+            beyond = float(get(extent, 0)) if element.tag == "rect" else 0
+            for place in places:
+                assert around <= place <= most - around - beyond
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "least"), [(1280, 720, 14), (390, 844, 13)]
+)
+def test_words_are_large_enough_and_cover_no_other(
+    page, site, width, height, least
+):
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto(site.url)
+    pictures = page.evaluate(VISIBLE_TEXTS)
+    assert len(pictures) == 1 + len(PARTS)
+    for texts in pictures:
+        assert [one["words"] for one in texts if not one["inside"]] == []
+        assert min(one["size"] for one in texts) >= least
+        for place, one in enumerate(texts):
+            for other in texts[:place]:
+                assert (
+                    one["right"] <= other["left"]
+                    or other["right"] <= one["left"]
+                    or one["bottom"] <= other["top"]
+                    or other["bottom"] <= one["top"]
+                ), (one["words"], other["words"])
