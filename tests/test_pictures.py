@@ -38,6 +38,26 @@ VISIBLE_TEXTS = """
   }))
 """
 
+# The colour of each text of the pictures, and of what may be behind it.
+COLOURS = """
+() => {
+  const colour = (selector, property) => getComputedStyle(
+    document.querySelector(selector),
+  )[property].match(/[\\d.]+/g).map(Number);
+  const accent = colour("circle.event", "fill");
+  const share = Number(colour("path.band", "opacity"));
+  const plain = [colour("body", "backgroundColor"), colour("rect.box", "fill")];
+  const shaded = plain.map((below) => below.map(
+    (value, place) => value + share * (accent[place] - value),
+  ));
+  return [...document.querySelectorAll("svg.picture text")].map((text) => [
+    text.textContent,
+    getComputedStyle(text).fill.match(/[\\d.]+/g).map(Number),
+    text.matches(".event") ? [accent] : [...plain, ...shaded],
+  ]);
+}
+"""
+
 
 def of_class(svg: ElementTree.Element, kind: str, tag: str = "*"):
     return [
@@ -169,3 +189,26 @@ def test_words_are_large_enough_and_cover_no_other(
                     or one["bottom"] <= other["top"]
                     or other["bottom"] <= one["top"]
                 ), (one["words"], other["words"])
+
+
+def luminance(rgb: list[float]) -> float:
+    shares = [value / 255 for value in rgb]
+    red, green, blue = (
+        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
+        for share in shares
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(*colours: list[float]) -> float:
+    dark, light = sorted(map(luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out(page, site, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.goto(site.url)
+    for words, colour, backgrounds in page.evaluate(COLOURS):
+        for background in backgrounds:
+            assert contrast(colour, background) >= 4.5, words
