@@ -134,7 +134,8 @@ def test_a_lane_draws_its_data(name):
         assert len(of_class(picture, "band")) == len(lane.exchanges)
         assert len(of_class(picture, "message")) == len(lane.messages)
     empty = [len(of_class(picture, "empty")) for picture in drawn]
-    assert empty == [5, 0, 0, 0]
+    late = [len(of_class(picture, "late")) for picture in drawn]
+    assert (empty, late) == ([5, 0, 0, 0], [4, 0, 0, 0])
 
 
 def test_events_of_one_response_do_not_cover_each_other():

@@ -123,10 +123,10 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     "wide": Layout(
-        (1200, 442), 300, 924, 62, 100, (20, 30), (950, 19), (-22, 79)
+        (1200, 444), 300, 924, 62, 100, (20, 30), (950, 19), (-22, 79)
     ),
     "narrow": Layout(
-        (360, 781), 78, 348, 88, 186, (14, -26), (14, 96), (-56, 134)
+        (360, 783), 78, 348, 88, 186, (14, -26), (14, 96), (-56, 134)
     ),
 }
 GAP = 48  # px from the server's line to the browser's
@@ -302,7 +302,8 @@ def lane_picture(lane: Lane, top: int, layout: Layout, name: str):
     sent = lane.sent()
     for number, at in sent.items():
         happened, received = x(EVENTS[number]), x(at + TRIP_SECONDS)
-        yield LINE.format("late", happened, top, x(at), top)
+        if at > EVENTS[number]:
+            yield LINE.format("late", happened, top, x(at), top)
         yield SPOT.format("source", happened, top, 4)
         yield LINE.format("down event", x(at), top, received, bottom)
     for number, at in sent.items():
