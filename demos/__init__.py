@@ -34,6 +34,8 @@ class Lesson(NamedTuple):
         pages of other sites may use it, too.
     also_shown: more files that its page shows.
     inline_scripts: scripts in its stream, to be allowed to run.
+    wire_beside: its page reads the stream a second time, to show the
+        bytes beside what the first one shows.
     """
 
     module: ModuleType
@@ -41,6 +43,7 @@ class Lesson(NamedTuple):
     free_offline: bool = False
     also_shown: tuple[str, ...] = ()
     inline_scripts: tuple[str, ...] = ()
+    wire_beside: bool = False
 
     @property
     def name(self) -> str:
@@ -61,11 +64,11 @@ PARTS = (
         "What the server sends, and what the browser's EventSource "
         "does with it.",
         (
-            Lesson(hello),
-            Lesson(clock),
-            Lesson(thinking),
-            Lesson(numbers),
-            Lesson(batch),
+            Lesson(hello, wire_beside=True),
+            Lesson(clock, wire_beside=True),
+            Lesson(thinking, wire_beside=True),
+            Lesson(numbers, wire_beside=True),
+            Lesson(batch, wire_beside=True),
             Lesson(
                 before_sse,
                 long_views=("stream", "long_poll", "socket"),
@@ -77,7 +80,7 @@ PARTS = (
         "How the browser reconnects and resumes, and why the "
         "seventh stream hangs.",
         (
-            Lesson(reconnect),
+            Lesson(reconnect, wire_beside=True),
             Lesson(
                 six_connections,
                 also_shown=("nginx.conf", "demos/clock.py"),

@@ -1,7 +1,6 @@
 """The pages: the catalogue, the cheat sheet, and one page for each lesson."""
 
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 from flask import (
@@ -13,19 +12,17 @@ from flask import (
     render_template,
     request,
 )
-from markupsafe import Markup, escape
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_for_filename
+from markupsafe import Markup
 from selectolax.lexbor import LexborHTMLParser
 from werkzeug.exceptions import HTTPException
 
 from demos import LESSONS, PARTS, Lesson
+from website.code import code, definitions, line_of, prose, read
+from website.lines import show_lines
 from website.pictures import comparison, part_picture
 from website.security import content_security_policy
 
-FOLDER = Path(__file__).parents[1]
-BROWSER_FOLDERS = ("templates/", "static/")
+BROWSER_FOLDER = "static/"
 MEDIA_TYPES = ("application/json", "text/html")
 
 bp = Blueprint("pages", __name__, template_folder="templates")
@@ -44,6 +41,21 @@ class Texts(NamedTuple):
     curl: str
 
     @property
+    def short(self) -> str:
+        """The title's first words, which name the lesson."""
+        return self.title.partition(":")[0]
+
+    @property
+    def summary(self) -> str:
+        """The first sentence."""
+        return self.shows.partition(". ")[0].removesuffix(".") + "."
+
+    @property
+    def details(self) -> str:
+        """The sentences after the first, "" for none."""
+        return self.shows.partition(". ")[2]
+
+    @property
     def number(self) -> int:
         return list(LESSONS).index(self.name) + 1
 
@@ -51,6 +63,11 @@ class Texts(NamedTuple):
     def stream_path(self) -> str:
         """The path and query that the curl line requests."""
         return re.search(r'http://[^/]+([^\s")]+)', self.curl).group(1)
+
+    @property
+    def attempt_snippets(self) -> list[str]:
+        """The pieces of code in the Try, of which one may be in the lesson."""
+        return re.findall("`(.+?)`", self.attempt)
 
     @property
     def stream_body(self) -> str | None:
@@ -99,9 +116,10 @@ def page(name: str):
     lesson, place = LESSONS[name], list(LESSONS).index(name)
     neighbours = [None, *map(texts, LESSONS.values()), None]
     live = read(f"templates/{name}.html")
-    files = [f"demos/{name}.py", f"templates/{name}.html", *lesson.also_shown]
-    in_browser = [path for path in files if path.startswith(BROWSER_FOLDERS)]
     current = texts(lesson)
+    path = f"demos/{name}.py"
+    snippet, marked = line_of(current.attempt_snippets, path) or ("", 0)
+    more = [code(other) for other in lesson.also_shown]
     html = render_template(
         "demo.html",
         lesson=current,
@@ -111,30 +129,26 @@ def page(name: str):
         previous=neighbours[place],
         next=neighbours[place + 2],
         live=Markup(live),
-        server_files={
-            path: highlighted(path) for path in files if path not in in_browser
-        },
-        browser_files={path: highlighted(path) for path in in_browser},
+        wire_beside=lesson.wire_beside,
+        snippet=snippet,
+        marked=marked,
+        server_files=[
+            code(path, marked),
+            *(one for one in more if not one.path.startswith(BROWSER_FOLDER)),
+        ],
+        browser_files=[
+            code(f"templates/{name}.html"),
+            *(one for one in more if one.path.startswith(BROWSER_FOLDER)),
+        ],
+        definitions=[*definitions(path)],
     )
     scripts = [node.text() for node in LexborHTMLParser(live).css("script")]
     policy = content_security_policy(scripts)
     return html, {"Content-Security-Policy": policy}
 
 
-def read(path: str) -> str:
-    return (FOLDER / path).read_text("utf-8")
-
-
-@bp.app_template_filter()
-def prose(text: str) -> Markup:
-    """Return text as HTML, with `code` between backticks."""
-    return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))
-
-
-def highlighted(path: str) -> Markup:
-    """Return a file as HTML: its own text, in spans for the stylesheet."""
-    lexer = get_lexer_for_filename(path)
-    return Markup(highlight(read(path), lexer, HtmlFormatter(nowrap=True)))
+bp.add_app_template_filter(prose)
+bp.after_app_request(show_lines)
 
 
 @bp.app_errorhandler(HTTPException)

@@ -1,0 +1,298 @@
+// Draws what observe.js records: the timeline, the state in words, and
+// sentences for screen readers.
+
+const svg = document.querySelector("#timeline");
+const state = document.querySelector("#state");
+const crowd = document.querySelector("#crowd");
+const sentences = document.querySelector("#sentences");
+const WINDOW_SECONDS = 20;
+const TICK_SECONDS = 2;
+const DRAW_MS = 100;
+const SAY_MS = 2000;
+const WAIT_MS = 2000; // a request that waits longer may lack a connection
+const MOST_SENTENCES = 20;
+const MOST_STREAMS = 6; // of a host, over HTTP/1.1
+const AXIS_HEIGHT = 22;
+const CHARACTER_WIDTH = 7.6; // of a label: measuring each would cost more
+const MARK_RADIUS = 10;
+
+const tabs = new BroadcastChannel("open streams");
+const openElsewhere = new Map();
+const tab = crypto.getRandomValues(new Uint32Array(1))[0];
+const saying = [];
+let start; // of the axis, in ms
+let drawn = 0;
+let timer;
+let said = 0;
+
+const all = () => observed.lanes.flatMap((lane) => lane.connections);
+const isOpen = ({ opened, ended }) => opened && !ended;
+
+function draw() {
+  timer = undefined;
+  const now = performance.now();
+  drawn = now;
+  const lanes = visibleLanes(now);
+  const { clientWidth: width, clientHeight: height } = svg;
+  const shown = Math.min(Math.max((now - start) / 1000, 0), WINDOW_SECONDS);
+  const left = now - shown * 1000;
+  const scale = (width - MARK_RADIUS) / WINDOW_SECONDS;
+  const x = (ms) => Math.max(((ms - left) / 1000) * scale, 0);
+  const parts = [];
+  const step = width < 400 ? 2 * TICK_SECONDS : TICK_SECONDS;
+  const first = Math.ceil((left - start) / 1000 / step) * step;
+  for (let second = first; x(start + second * 1000) < width; second += step) {
+    const place = x(start + second * 1000);
+    parts.push(
+      element("line", "grid", {
+        x1: place, x2: place, y1: 0, y2: height - AXIS_HEIGHT,
+      }),
+      label("axis", place, height - 5, `${second} s`, second ? "middle" : ""),
+    );
+  }
+  const lane = Math.min((height - AXIS_HEIGHT) / lanes.length, 64);
+  const top = (height - AXIS_HEIGHT - lane * lanes.length) / 2;
+  for (const [number, { title, connections }] of lanes.entries()) {
+    const middle = top + lane * (number + 0.5);
+    const labels = new Labels(middle, lane, width);
+    if (lanes.length > 1) labels.above(0, "title", title);
+    for (const one of connections.toReversed()) {
+      if (one.ended < left) break;
+      parts.push(...drawConnection(one, x, middle, lane, now, labels));
+    }
+    parts.push(...labels.elements);
+  }
+  svg.replaceChildren(...parts);
+  tellState(now);
+  if (all().some(({ ended }) => !ended)) schedule();
+}
+
+function visibleLanes(now) {
+  const oldest = now - WINDOW_SECONDS * 1000;
+  observed.lanes = observed.lanes.filter(
+    ({ connections }) => !(connections.at(-1).ended < oldest),
+  );
+  return observed.lanes;
+}
+
+/** The labels above and below a lane, of which none covers another. */
+class Labels {
+  constructor(middle, lane, width) {
+    Object.assign(this, { middle, lane, width, elements: [], taken: {} });
+  }
+
+  above(x, name, text) {
+    if (this.lane >= 30) this.#add(-16, x, name, text);
+  }
+
+  below(x, name, text) {
+    if (this.lane >= 48) this.#add(26, x, name, text);
+  }
+
+  #add(dy, x, name, text) {
+    const length = text.length * CHARACTER_WIDTH;
+    const from = Math.max(Math.min(x, this.width - length), 0);
+    const taken = (this.taken[dy] ??= []);
+    const covers = ([start, end]) => from < end + 8 && start < from + length + 8;
+    if (taken.some(covers)) return;
+    taken.push([from, from + length]);
+    this.elements.push(label(name, from, this.middle + dy, text));
+  }
+}
+
+function drawConnection(connection, x, middle, lane, now, labels) {
+  const { begun, opened, ended, how, isWaiting, lastEventId } = connection;
+  const half = Math.min(MARK_RADIUS, lane / 2 - 1);
+  const from = x(begun);
+  const at = x(opened ?? ended ?? now);
+  const to = x(ended ?? now);
+  const parts = [];
+  if (to > from) {
+    const name = isWaiting ? "waiting" : "request";
+    parts.push(
+      element("line", name, { x1: from, x2: at, y1: middle, y2: middle }),
+    );
+  }
+  if (isWaiting) {
+    const seconds = (((opened ?? ended ?? now) - begun) / 1000).toFixed(1);
+    labels.below(from + 6, "muted", `waits ${seconds} s`);
+  }
+  for (const attempt of connection.attempts) {
+    parts.push(cross(x(attempt), middle, half / 2));
+  }
+  if (ended && how === "lost") labels.above(to + 4, "lost", "connection lost");
+  if (ended && how === "failed") labels.above(to + 4, "lost", "failed");
+  if (opened) {
+    const word = isWaiting ? "reconnected" : "open";
+    const id = lastEventId ? `, Last-Event-ID: ${lastEventId}` : "";
+    labels.above(at, isWaiting ? "back" : "muted", word + id);
+    const width = Math.max(to - at, 2);
+    parts.push(
+      element("rect", "bar", {
+        x: at, y: middle - half, width, height: 2 * half, rx: half,
+      }),
+      ...drawMarks(connection, x, middle, half, labels),
+    );
+  }
+  if (how === "lost" || how === "failed") parts.push(cross(to, middle, half));
+  if (how === "ended" || how === "closed") {
+    parts.push(
+      element("line", "end", {
+        x1: to, x2: to, y1: middle - half, y2: middle + half,
+      }),
+    );
+  }
+  return parts;
+}
+
+// A disc for a message, a square for any other type; ticks where they crowd.
+function drawMarks({ marks }, x, middle, half, labels) {
+  const parts = [];
+  let ticks = "";
+  let last = -Infinity;
+  let lastType;
+  for (const [number, { time, type, id, count }] of marks.entries()) {
+    const place = x(time);
+    const next = marks[number + 1] ? x(marks[number + 1].time) : Infinity;
+    const text = count > 1 ? `×${count}` : id;
+    const room = Math.min(place - last, next - place);
+    last = place;
+    if (place < 1) continue;
+    if (type !== "message" && type !== "bytes" && type !== lastType) {
+      labels.below(place - half, "muted", type);
+    }
+    lastType = type;
+    if (room < half) {
+      ticks += `M${place.toFixed(1)} ${middle - half * 0.7}v${half * 1.4}`;
+      continue;
+    }
+    const short = text.length <= 3 && room > 2 * half ? text : "";
+    const size = short ? half : half * 0.55;
+    const shape = type === "message"
+      ? element("circle", "mark", { cx: place, cy: middle, r: size })
+      : element("rect", "mark", {
+        x: place - size, y: middle - size, width: 2 * size, height: 2 * size,
+        rx: 3,
+      });
+    const title = element("title", "", {});
+    title.textContent = `${type}${id ? `, id ${id}` : ""}`;
+    shape.append(title);
+    parts.push(shape);
+    if (short) parts.push(label("id", place, middle + 4.5, short, "middle"));
+  }
+  if (ticks) parts.unshift(element("path", "ticks", { d: ticks }));
+  return parts;
+}
+
+function cross(x, y, size) {
+  const d = `M${x - size * 0.6} ${y - size}l${size * 1.2} ${2 * size}` +
+    `m0 ${-2 * size}l${-size * 1.2} ${2 * size}`;
+  return element("path", "cross", { d });
+}
+
+function element(tag, name, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  if (name) made.setAttribute("class", name);
+  for (const [key, value] of Object.entries(attributes)) {
+    made.setAttribute(key, value);
+  }
+  return made;
+}
+
+function label(name, x, y, text, anchor = "") {
+  const made = element("text", name, { x, y });
+  if (anchor) made.setAttribute("text-anchor", anchor);
+  made.textContent = text;
+  return made;
+}
+
+function stateOf({ opened, ended, how, isWaiting }) {
+  if (how === "failed") return "failed";
+  if (ended) return "closed";
+  if (opened) return "open";
+  return isWaiting ? "reconnecting" : "connecting";
+}
+
+function tellState(now) {
+  const streams = all().filter(
+    ({ kind, opened, ended }) =>
+      kind === "EventSource" || (kind === "fetch" && (opened || !ended)),
+  );
+  const live = streams.filter(({ ended }) => !ended);
+  const counts = {};
+  for (const one of live) counts[stateOf(one)] = (counts[stateOf(one)] ?? 0) + 1;
+  const several = Object.entries(counts).map(([word, n]) => `${n} ${word}`);
+  const words = live.length > 1
+    ? several.join(", ")
+    : stateOf(live[0] ?? streams.at(-1) ?? { ended: true });
+  if (state.textContent !== words) {
+    state.textContent = words;
+    state.className = words.split(" ").at(-1);
+  }
+  tellTabs();
+  tellCrowd(now);
+}
+
+function tellTabs() {
+  tabs.postMessage([tab, all().filter(isOpen).length]);
+}
+
+tabs.onmessage = ({ data: [other, count] }) => openElsewhere.set(other, count);
+
+// Requests that wait for a connection look like requests to a slow server.
+function tellCrowd(now) {
+  const isStuck = ({ begun, opened, ended, isWaiting }) =>
+    !opened && !ended && !isWaiting && now - begun > WAIT_MS;
+  const here = all().filter(isOpen).length;
+  const elsewhere = [...openElsewhere.values()].reduce((a, b) => a + b, 0);
+  const isCrowded = all().some(isStuck) && here + elsewhere >= MOST_STREAMS;
+  const words = isCrowded
+    ? `No connection is left: this browser has ${here + elsewhere} streams ` +
+      `open, and it opens at most ${MOST_STREAMS} connections to a host.`
+    : "";
+  if (crowd.textContent !== words) crowd.textContent = words;
+}
+
+// What has happened since the last sentence, at a bearable rate.
+function say(connection) {
+  const { kind, isWaiting, lastEventId, opened, ended, how } = connection;
+  if (kind !== "EventSource") return;
+  const id = lastEventId ? ` with Last-Event-ID ${lastEventId}` : "";
+  const received = `after ${connection.events} events`;
+  let sentence = "";
+  if (how === "lost") sentence = `Connection lost ${received}.`;
+  else if (how === "failed") sentence = "The browser gave up.";
+  else if (ended) sentence = `Closed ${received}.`;
+  else if (opened && !connection.isSaid) {
+    connection.isSaid = true;
+    sentence = isWaiting ? `Reconnected${id}.` : "Open.";
+  }
+  if (!sentence) return;
+  saying.push(sentence);
+  if (saying.length > 3) saying.shift();
+  setTimeout(speak, Math.max(said + SAY_MS - performance.now(), 0));
+}
+
+function speak() {
+  if (saying.length === 0) return;
+  said = performance.now();
+  const line = document.createElement("li");
+  line.textContent = saying.splice(0).join(" ");
+  sentences.append(line);
+  if (sentences.children.length > MOST_SENTENCES) {
+    sentences.firstElementChild.remove();
+  }
+}
+
+function schedule() {
+  const wait = Math.max(drawn + DRAW_MS - performance.now(), 0);
+  timer ??= setTimeout(() => requestAnimationFrame(draw), wait);
+}
+
+observed.listeners.push((connection) => {
+  const now = performance.now();
+  const isFresh = start === undefined || now - drawn > WINDOW_SECONDS * 1000;
+  if (isFresh) start = now;
+  say(connection);
+  schedule();
+});

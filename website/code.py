@@ -1,0 +1,137 @@
+"""Source files as HTML: highlighted, numbered, folded, and linked."""
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_for_filename
+
+FOLDER = Path(__file__).parents[1]
+
+
+class Code(NamedTuple):
+    """A file for a page: its first `folded` lines, and the rest."""
+
+    path: str
+    folded: int
+    start: Markup
+    rest: Markup
+
+
+class Definition(NamedTuple):
+    """A name that a lesson imports, and the lines that define it."""
+
+    name: str
+    path: str
+    line: int
+    html: Markup
+
+
+def read(path: str) -> str:
+    return (FOLDER / path).read_text("utf-8")
+
+
+def code(path: str, marked: int = 0) -> Code:
+    """Return a file, with the docstring and the imports of a lesson folded.
+
+    marked: the number of the line to change, 0 for none.
+    """
+    lines = html_lines(path, marked)
+    folded = 0
+    if path.startswith("demos/"):
+        tree = ast.parse(read(path))
+        folded = preamble_lines(tree)
+        for node in imports(tree):
+            for number in range(node.lineno, node.end_lineno + 1):
+                lines[number - 1] = linked(lines[number - 1], node)
+    start, rest = "".join(lines[:folded]), "".join(lines[folded:])
+    return Code(path, folded, Markup(start), Markup(rest))
+
+
+def html_lines(path: str, marked: int = 0) -> list[str]:
+    """Return each line of a file in a span that a link can lead to."""
+    lexer = get_lexer_for_filename(path, stripnl=False)
+    html = highlight(read(path), lexer, HtmlFormatter(nowrap=True))
+    lines = []
+    for number, line in enumerate(html.splitlines(), start=1):
+        mark = " marked" if number == marked else ""
+        lines.append(
+            f'<span class="line{mark}" id="{path}:{number}" '
+            f'data-number="{number}">{line}\n</span>'
+        )
+    return lines
+
+
+def preamble_lines(tree: ast.Module) -> int:
+    """Return how many lines come before the first that is neither docstring,
+    import nor blank.
+    """
+    for node in tree.body:
+        if not isinstance(node, (ast.Expr, ast.Import, ast.ImportFrom)):
+            return node.lineno - 1
+    return 0
+
+
+def imports(tree: ast.Module) -> Iterator[ast.ImportFrom]:
+    """Yield the imports from parts, which are files beside the app."""
+    for node in tree.body:
+        is_from = isinstance(node, ast.ImportFrom)
+        if is_from and (FOLDER / f"{node.module}.py").is_file():
+            yield node
+
+
+def linked(line: str, node: ast.ImportFrom) -> str:
+    """Link each imported name in a line of HTML to its definition."""
+    for alias in node.names:
+        name = f'<span class="n">{alias.name}</span>'
+        link = f'<a href="#{node.module}.{alias.name}">{name}</a>'
+        line = line.replace(name, link)
+    return line
+
+
+def definitions(path: str) -> Iterator[Definition]:
+    """Yield what a lesson imports from parts, as those files define it."""
+    for node in imports(ast.parse(read(path))):
+        part = f"{node.module}.py"
+        lines = html_lines(part)
+        places = definition_lines(ast.parse(read(part)))
+        for alias in node.names:
+            first, last = places[alias.name]
+            html = Markup("".join(lines[first - 1 : last]))
+            name = f"{node.module}.{alias.name}"
+            yield Definition(name, part, first, html)
+
+
+def definition_lines(tree: ast.Module) -> dict[str, tuple[int, int]]:
+    """Return the first and last line of what a module defines, by name."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            first = node.decorator_list[0] if node.decorator_list else node
+            found[node.name] = first.lineno, node.end_lineno
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = getattr(node, "targets", None) or [node.target]
+            for target in targets:
+                found[target.id] = node.lineno, node.end_lineno
+    return found
+
+
+def line_of(snippets: Iterable[str], path: str) -> tuple[str, int] | None:
+    """Return the first snippet that stands in a lesson's code, and its line."""
+    lines = read(path).splitlines()
+    start = preamble_lines(ast.parse(read(path)))
+    for snippet in snippets:
+        for number, line in enumerate(lines[start:], start=start + 1):
+            if snippet in line:
+                return snippet, number
+    return None
+
+
+def prose(text: str) -> Markup:
+    """Return text as HTML, with `code` between backticks."""
+    return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))

@@ -1,0 +1,63 @@
+"""The line that runs: which line of a lesson yielded each chunk.
+
+A generator is a frame that waits: between two chunks, `gi_frame.f_lineno` is
+the number of the line with the `yield`. If that is a `yield from`, the inner
+generator, `gi_yieldfrom`, knows the line. So a server can say where it stands,
+in a comment, which no EventSource shows:
+
+    : demos/numbers.py 53
+
+The Wire panel of a lesson asks for these comments in a header.
+"""
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import GeneratorType
+
+from flask import Response, request
+
+FOLDER = Path(__file__).parents[1]
+HEADER = "Show-Lines"
+
+
+def show_lines(response: Response) -> Response:
+    """Send the comments with a stream whose request has the HEADER."""
+    chunks = response.response
+    is_stream = response.mimetype == "text/event-stream"
+    if is_stream and HEADER in request.headers:
+        if isinstance(chunks, GeneratorType):
+            response.response = with_lines(chunks)
+            response.call_on_close(chunks.close)
+    return response
+
+
+def with_lines(chunks: Generator) -> Iterator:
+    """Yield the chunks, and before each a comment with its line."""
+    is_new_line = True
+    with closing(chunks):
+        for chunk in chunks:
+            if chunk and is_new_line and (line := running_line(chunks)):
+                yield f": {line}\n".encode()
+            yield chunk
+            if isinstance(chunk, str):
+                is_new_line = chunk.endswith("\n")
+            elif isinstance(chunk, bytes):
+                is_new_line = chunk.endswith(b"\n")
+
+
+def running_line(generator: Generator) -> str | None:
+    """Return the lesson's file and the line at which a generator stands.
+
+    None if no lesson's generator takes part, but only those of its parts.
+    """
+    found = None
+    while isinstance(generator, GeneratorType) and generator.gi_frame:
+        frame = generator.gi_frame
+        path = Path(frame.f_code.co_filename)
+        if path.parent == FOLDER / "demos":
+            found = f"demos/{path.name} {frame.f_lineno}"
+        # `keep_alive` runs the lesson's generator, its `events`, in a thread.
+        inner = frame.f_locals.get("events")
+        generator = generator.gi_yieldfrom or inner
+    return found
