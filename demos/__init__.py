@@ -34,8 +34,8 @@ class Lesson(NamedTuple):
         pages of other sites may use it, too.
     also_shown: more files that its page shows.
     inline_scripts: scripts in its stream, to be allowed to run.
-    wire_beside: its page reads the stream a second time, to show the
-        bytes beside what the first one shows.
+    wire_beside: its page shows the bytes beside what it makes of
+        them.
     """
 
     module: ModuleType
@@ -83,7 +83,7 @@ PARTS = (
             Lesson(reconnect, wire_beside=True),
             Lesson(
                 six_connections,
-                also_shown=("nginx.conf", "demos/clock.py"),
+                also_shown=("demos/clock.py", "nginx.conf"),
             ),
         ),
     ),

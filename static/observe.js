@@ -161,4 +161,27 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
       throw error;
     }
   };
+
+  // The document in a frame comes without a class to observe: look at it.
+  function watchFrame(frame) {
+    let page = frame.contentDocument;
+    let connection;
+    setInterval(() => {
+      const { contentDocument: current } = frame;
+      if (current !== page && current.URL !== "about:blank") {
+        page = current;
+        connection = begin("frame", "GET", page.URL);
+        open(connection);
+        const parts = new MutationObserver(() => mark(connection, "part", ""));
+        parts.observe(page, { childList: true, subtree: true });
+      }
+      if (connection && page.readyState === "complete") {
+        end(connection, "ended");
+      }
+    }, MERGE_MS);
+  }
+
+  addEventListener("DOMContentLoaded", () => {
+    for (const frame of document.querySelectorAll("iframe")) watchFrame(frame);
+  });
 }

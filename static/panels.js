@@ -14,6 +14,7 @@ const LINE = /^: (demos\/\w+\.py) (\d+)\n/gm;
 let controller = new AbortController();
 let rows = [];
 let frame;
+let line = ""; // the newest that the server has named
 let closing;
 let followed;
 
@@ -71,12 +72,13 @@ function highlight(id) {
   }
 }
 
-/** Add a row for each piece of a chunk that another line has yielded. */
-function addChunk(seconds, text, size) {
+/** Add a row for each piece of a chunk that a line of its own has yielded. */
+function addChunk(seconds, text) {
   const [first, ...pieces] = text.split(LINE);
-  if (first) addRow(`${seconds}, ${size} bytes`, first);
+  if (first) addRow(seconds, first, line);
   for (let n = 0; n < pieces.length; n += 3) {
-    addRow(seconds, pieces[n + 2], `${pieces[n]}:${pieces[n + 1]}`);
+    line = `${pieces[n]}:${pieces[n + 1]}`;
+    if (pieces[n + 2]) addRow(seconds, pieces[n + 2], line);
   }
 }
 
@@ -85,6 +87,7 @@ async function send(url, options) {
   controller.abort();
   controller = new AbortController();
   const { signal } = controller;
+  line = "";
   const start = performance.now();
   const seconds = () => `${((performance.now() - start) / 1000).toFixed(3)} s`;
   const headers = { "Show-Lines": "true" };
@@ -111,7 +114,7 @@ async function send(url, options) {
       const { done, value } = (await reader?.read()) ?? { done: true };
       if (done) break;
       const text = decoder.decode(value, { stream: true });
-      addChunk(seconds(), text, value.length);
+      addChunk(seconds(), text);
     }
     addRow(`${seconds()}, the response has ended`);
   } catch (error) {
@@ -204,3 +207,13 @@ addEventListener("hashchange", () => {
   document.getElementById(`tab-${panel.ariaLabel}`).checked = true;
   document.getElementById(id).scrollIntoView({ block: "center" });
 });
+
+// Some lessons have many constants: begin where the view is in sight.
+const view = [...document.querySelectorAll(".Server .line")].find((line) =>
+  line.textContent.startsWith("@bp."));
+const server = document.querySelector(".Server");
+if (view) {
+  const { top } = view.getBoundingClientRect();
+  const below = top - server.getBoundingClientRect().top;
+  if (below > server.clientHeight / 2) server.scrollTop = below - 60;
+}

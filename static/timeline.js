@@ -14,7 +14,9 @@ const MOST_SENTENCES = 20;
 const MOST_STREAMS = 6; // of a host, over HTTP/1.1
 const AXIS_HEIGHT = 22;
 const CHARACTER_WIDTH = 7.6; // of a label: measuring each would cost more
+const TEXT_HEIGHT = 13;
 const MARK_RADIUS = 10;
+const SIDE = 15; // half a label of the axis
 
 const tabs = new BroadcastChannel("open streams");
 const openElsewhere = new Map();
@@ -34,37 +36,46 @@ function draw() {
   drawn = now;
   const lanes = visibleLanes(now);
   const { clientWidth: width, clientHeight: height } = svg;
-  const shown = Math.min(Math.max((now - start) / 1000, 0), WINDOW_SECONDS);
+  const shown = Math.min((now - start) / 1000, WINDOW_SECONDS);
   const left = now - shown * 1000;
-  const scale = (width - MARK_RADIUS) / WINDOW_SECONDS;
-  const x = (ms) => Math.max(((ms - left) / 1000) * scale, 0);
-  const parts = [];
-  const step = width < 400 ? 2 * TICK_SECONDS : TICK_SECONDS;
-  const first = Math.ceil((left - start) / 1000 / step) * step;
-  for (let second = first; x(start + second * 1000) < width; second += step) {
-    const place = x(start + second * 1000);
-    parts.push(
-      element("line", "grid", {
-        x1: place, x2: place, y1: 0, y2: height - AXIS_HEIGHT,
-      }),
-      label("axis", place, height - 5, `${second} s`, second ? "middle" : ""),
-    );
-  }
-  const lane = Math.min((height - AXIS_HEIGHT) / lanes.length, 64);
-  const top = (height - AXIS_HEIGHT - lane * lanes.length) / 2;
+  const scale = (width - 2 * SIDE) / WINDOW_SECONDS;
+  const x = (ms) => SIDE + Math.max((ms - left) / 1000, 0) * scale;
+  const parts = drawAxis(left, width, height - AXIS_HEIGHT, x);
+  const room = (height - AXIS_HEIGHT) / Math.max(lanes.length, 1);
+  const each = Math.min(room, TEXT_HEIGHT * 5);
+  const top = (height - AXIS_HEIGHT - each * lanes.length) / 2;
   for (const [number, { title, connections }] of lanes.entries()) {
-    const middle = top + lane * (number + 0.5);
-    const labels = new Labels(middle, lane, width);
-    if (lanes.length > 1) labels.above(0, "title", title);
+    const words = each >= TEXT_HEIGHT * 2 ? TEXT_HEIGHT : 0;
+    const half = Math.min(MARK_RADIUS, (each - words) / 2 - 1);
+    const space = each - words >= 4 * half ? 0 : words / 2;
+    const middle = top + each * (number + 0.5) + space;
+    const lane = { middle, half, height: each };
+    const labels = new Labels(lane, width);
+    if (lanes.length > 1) labels.want(1, "above", 0, "title", title);
     for (const one of connections.toReversed()) {
       if (one.ended < left) break;
-      parts.push(...drawConnection(one, x, middle, lane, now, labels));
+      parts.push(...drawConnection(one, x, lane, now, labels));
     }
-    parts.push(...labels.elements);
+    parts.push(...labels.draw());
   }
   svg.replaceChildren(...parts);
   tellState(now);
   if (all().some(({ ended }) => !ended)) schedule();
+}
+
+function drawAxis(left, width, bottom, x) {
+  const step = width < 400 ? 2 * TICK_SECONDS : TICK_SECONDS;
+  const parts = [];
+  let second = Math.ceil((left - start) / 1000 / step) * step;
+  for (; x(start + second * 1000) < width; second += step) {
+    const place = x(start + second * 1000);
+    const line = { x1: place, x2: place, y1: 0, y2: bottom };
+    parts.push(
+      element("line", "grid", line),
+      label("axis", place, bottom + 17, `${second} s`, "middle"),
+    );
+  }
+  return parts;
 }
 
 function visibleLanes(now) {
@@ -77,37 +88,46 @@ function visibleLanes(now) {
 
 /** The labels above and below a lane, of which none covers another. */
 class Labels {
-  constructor(middle, lane, width) {
-    Object.assign(this, { middle, lane, width, elements: [], taken: {} });
+  wanted = [];
+
+  constructor({ middle, half, height }, width) {
+    this.rows = {
+      above: height >= TEXT_HEIGHT * 2 ? middle - half - 3 : undefined,
+      below: height >= TEXT_HEIGHT * 4 ? middle + half + 13 : undefined,
+    };
+    this.width = width;
   }
 
-  above(x, name, text) {
-    if (this.lane >= 30) this.#add(-16, x, name, text);
+  /** Want a label; of two that would collide, the lower rank is drawn. */
+  want(rank, row, x, name, text) {
+    this.wanted.push({ rank, row, x, name, text });
   }
 
-  below(x, name, text) {
-    if (this.lane >= 48) this.#add(26, x, name, text);
-  }
-
-  #add(dy, x, name, text) {
-    const length = text.length * CHARACTER_WIDTH;
-    const from = Math.max(Math.min(x, this.width - length), 0);
-    const taken = (this.taken[dy] ??= []);
-    const covers = ([start, end]) => from < end + 8 && start < from + length + 8;
-    if (taken.some(covers)) return;
-    taken.push([from, from + length]);
-    this.elements.push(label(name, from, this.middle + dy, text));
+  draw() {
+    const taken = { above: [], below: [] };
+    const drawn = [];
+    this.wanted.sort((one, other) => one.rank - other.rank);
+    for (const { row, x, name, text } of this.wanted) {
+      const length = text.length * CHARACTER_WIDTH;
+      const from = Math.max(Math.min(x, this.width - length), 0);
+      const to = from + length + 8;
+      const covers = ([start, end]) => from < end && start < to;
+      if (!this.rows[row] || taken[row].some(covers)) continue;
+      taken[row].push([from, to]);
+      drawn.push(label(name, from, this.rows[row], text));
+    }
+    return drawn;
   }
 }
 
-function drawConnection(connection, x, middle, lane, now, labels) {
+function drawConnection(connection, x, lane, now, labels) {
   const { begun, opened, ended, how, isWaiting, lastEventId } = connection;
-  const half = Math.min(MARK_RADIUS, lane / 2 - 1);
+  const { middle, half } = lane;
   const from = x(begun);
   const at = x(opened ?? ended ?? now);
   const to = x(ended ?? now);
   const parts = [];
-  if (to > from) {
+  if (at > from) {
     const name = isWaiting ? "waiting" : "request";
     parts.push(
       element("line", name, { x1: from, x2: at, y1: middle, y2: middle }),
@@ -115,38 +135,34 @@ function drawConnection(connection, x, middle, lane, now, labels) {
   }
   if (isWaiting) {
     const seconds = (((opened ?? ended ?? now) - begun) / 1000).toFixed(1);
-    labels.below(from + 6, "muted", `waits ${seconds} s`);
+    const words = `connection lost, waits ${seconds} s`;
+    labels.want(0, "below", from - half, "lost", words);
   }
   for (const attempt of connection.attempts) {
     parts.push(cross(x(attempt), middle, half / 2));
   }
-  if (ended && how === "lost") labels.above(to + 4, "lost", "connection lost");
-  if (ended && how === "failed") labels.above(to + 4, "lost", "failed");
   if (opened) {
-    const word = isWaiting ? "reconnected" : "open";
     const id = lastEventId ? `, Last-Event-ID: ${lastEventId}` : "";
-    labels.above(at, isWaiting ? "back" : "muted", word + id);
-    const width = Math.max(to - at, 2);
+    if (isWaiting) labels.want(0, "above", at, "back", `reconnected${id}`);
+    else labels.want(2, "above", at, "muted", "open");
+    const box = { x: at, y: middle - half, height: 2 * half, rx: half };
     parts.push(
-      element("rect", "bar", {
-        x: at, y: middle - half, width, height: 2 * half, rx: half,
-      }),
-      ...drawMarks(connection, x, middle, half, labels),
+      element("rect", "bar", { ...box, width: Math.max(to - at, 2) }),
+      ...drawMarks(connection, x, lane, labels),
     );
   }
-  if (how === "lost" || how === "failed") parts.push(cross(to, middle, half));
-  if (how === "ended" || how === "closed") {
-    parts.push(
-      element("line", "end", {
-        x1: to, x2: to, y1: middle - half, y2: middle + half,
-      }),
-    );
+  if (how === "lost" || how === "failed") {
+    if (how === "failed") labels.want(0, "above", to, "lost", "failed");
+    parts.push(cross(to, middle, half));
+  } else if (ended) {
+    const line = { x1: to, x2: to, y1: middle - half, y2: middle + half };
+    parts.push(element("line", "end", line));
   }
   return parts;
 }
 
 // A disc for a message, a square for any other type; ticks where they crowd.
-function drawMarks({ marks }, x, middle, half, labels) {
+function drawMarks({ marks }, x, { middle, half }, labels) {
   const parts = [];
   let ticks = "";
   let last = -Infinity;
@@ -157,9 +173,9 @@ function drawMarks({ marks }, x, middle, half, labels) {
     const text = count > 1 ? `×${count}` : id;
     const room = Math.min(place - last, next - place);
     last = place;
-    if (place < 1) continue;
+    if (place <= SIDE && number < marks.length - 1) continue;
     if (type !== "message" && type !== "bytes" && type !== lastType) {
-      labels.below(place - half, "muted", type);
+      labels.want(1, "below", place - half, "muted", type);
     }
     lastType = type;
     if (room < half) {
@@ -216,7 +232,7 @@ function stateOf({ opened, ended, how, isWaiting }) {
 function tellState(now) {
   const streams = all().filter(
     ({ kind, opened, ended }) =>
-      kind === "EventSource" || (kind === "fetch" && (opened || !ended)),
+      kind === "EventSource" || (kind !== "WebSocket" && (opened || !ended)),
   );
   const live = streams.filter(({ ended }) => !ended);
   const counts = {};

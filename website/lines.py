@@ -25,10 +25,10 @@ def show_lines(response: Response) -> Response:
     """Send the comments with a stream whose request has the HEADER."""
     chunks = response.response
     is_stream = response.mimetype == "text/event-stream"
-    if is_stream and HEADER in request.headers:
-        if isinstance(chunks, GeneratorType):
-            response.response = with_lines(chunks)
-            response.call_on_close(chunks.close)
+    is_asked = is_stream and HEADER in request.headers
+    if is_asked and isinstance(chunks, GeneratorType):
+        response.response = with_lines(chunks)
+        response.call_on_close(chunks.close)
     return response
 
 
