@@ -12,8 +12,8 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
   const UNHEARD = ["begin"];
   const Native = { EventSource, WebSocket };
 
-  function tell(connection) {
-    for (const listener of observed.listeners) listener(connection);
+  function tell(connection, news) {
+    for (const listener of observed.listeners) listener(connection, news);
   }
 
   // One lane for each URL, or several if it has several connections at once.
@@ -37,13 +37,13 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
     };
     lane.connections.push(connection);
     if (lane.connections.length > MOST_CONNECTIONS) lane.connections.shift();
-    tell(connection);
+    tell(connection, "begin");
     return connection;
   }
 
   function open(connection) {
     connection.opened = performance.now();
-    tell(connection);
+    tell(connection, "open");
   }
 
   // how: "closed" by the page, "ended" by the server, "lost", or "failed".
@@ -51,7 +51,7 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
     if (connection.ended) return;
     connection.ended = performance.now();
     connection.how = how;
-    tell(connection);
+    tell(connection, "end");
   }
 
   function mark(connection, type, id) {
@@ -66,7 +66,7 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
     newest[type] = { time: now, type, id, count: 1 };
     marks.push(newest[type]);
     while (marks[0].time < now - WINDOW_MS) marks.shift();
-    tell(connection);
+    tell(connection, "event");
   }
 
   window.EventSource = class EventSource extends Native.EventSource {

@@ -1,34 +1,19 @@
-// Draws what observe.js records: the timeline, the state in words, and
-// sentences for screen readers.
+// Draws what observe.js records: a lane for each URL, a bar for each of its
+// connections, a mark for each event.
 
 const svg = document.querySelector("#timeline");
-const state = document.querySelector("#state");
-const crowd = document.querySelector("#crowd");
-const sentences = document.querySelector("#sentences");
 const WINDOW_SECONDS = 20;
 const TICK_SECONDS = 2;
 const DRAW_MS = 100;
-const SAY_MS = 2000;
-const WAIT_MS = 2000; // a request that waits longer may lack a connection
-const MOST_SENTENCES = 20;
-const MOST_STREAMS = 6; // of a host, over HTTP/1.1
 const AXIS_HEIGHT = 22;
 const CHARACTER_WIDTH = 7.6; // of a label: measuring each would cost more
 const TEXT_HEIGHT = 13;
 const MARK_RADIUS = 10;
 const SIDE = 15; // half a label of the axis
 
-const tabs = new BroadcastChannel("open streams");
-const openElsewhere = new Map();
-const tab = crypto.getRandomValues(new Uint32Array(1))[0];
-const saying = [];
 let start; // of the axis, in ms
 let drawn = 0;
 let timer;
-let said = 0;
-
-const all = () => observed.lanes.flatMap((lane) => lane.connections);
-const isOpen = ({ opened, ended }) => opened && !ended;
 
 function draw() {
   timer = undefined;
@@ -59,8 +44,7 @@ function draw() {
     parts.push(...labels.draw());
   }
   svg.replaceChildren(...parts);
-  tellState(now);
-  if (all().some(({ ended }) => !ended)) schedule();
+  if (lanes.some(({ connections }) => !connections.at(-1).ended)) schedule();
 }
 
 function drawAxis(left, width, bottom, x) {
@@ -222,93 +206,13 @@ function label(name, x, y, text, anchor = "") {
   return made;
 }
 
-function stateOf({ opened, ended, how, isWaiting }) {
-  if (how === "failed") return "failed";
-  if (ended) return "closed";
-  if (opened) return "open";
-  return isWaiting ? "reconnecting" : "connecting";
-}
-
-function tellState(now) {
-  const streams = all().filter(
-    ({ kind, opened, ended }) =>
-      kind === "EventSource" || (kind !== "WebSocket" && (opened || !ended)),
-  );
-  const live = streams.filter(({ ended }) => !ended);
-  const counts = {};
-  for (const one of live) counts[stateOf(one)] = (counts[stateOf(one)] ?? 0) + 1;
-  const several = Object.entries(counts).map(([word, n]) => `${n} ${word}`);
-  const words = live.length > 1
-    ? several.join(", ")
-    : stateOf(live[0] ?? streams.at(-1) ?? { ended: true });
-  if (state.textContent !== words) {
-    state.textContent = words;
-    state.className = words.split(" ").at(-1);
-  }
-  tellTabs();
-  tellCrowd(now);
-}
-
-function tellTabs() {
-  tabs.postMessage([tab, all().filter(isOpen).length]);
-}
-
-tabs.onmessage = ({ data: [other, count] }) => openElsewhere.set(other, count);
-
-// Requests that wait for a connection look like requests to a slow server.
-function tellCrowd(now) {
-  const isStuck = ({ begun, opened, ended, isWaiting }) =>
-    !opened && !ended && !isWaiting && now - begun > WAIT_MS;
-  const here = all().filter(isOpen).length;
-  const elsewhere = [...openElsewhere.values()].reduce((a, b) => a + b, 0);
-  const isCrowded = all().some(isStuck) && here + elsewhere >= MOST_STREAMS;
-  const words = isCrowded
-    ? `No connection is left: this browser has ${here + elsewhere} streams ` +
-      `open, and it opens at most ${MOST_STREAMS} connections to a host.`
-    : "";
-  if (crowd.textContent !== words) crowd.textContent = words;
-}
-
-// What has happened since the last sentence, at a bearable rate.
-function say(connection) {
-  const { kind, isWaiting, lastEventId, opened, ended, how } = connection;
-  if (kind !== "EventSource") return;
-  const id = lastEventId ? ` with Last-Event-ID ${lastEventId}` : "";
-  const received = `after ${connection.events} events`;
-  let sentence = "";
-  if (how === "lost") sentence = `Connection lost ${received}.`;
-  else if (how === "failed") sentence = "The browser gave up.";
-  else if (ended) sentence = `Closed ${received}.`;
-  else if (opened && !connection.isSaid) {
-    connection.isSaid = true;
-    sentence = isWaiting ? `Reconnected${id}.` : "Open.";
-  }
-  if (!sentence) return;
-  saying.push(sentence);
-  if (saying.length > 3) saying.shift();
-  setTimeout(speak, Math.max(said + SAY_MS - performance.now(), 0));
-}
-
-function speak() {
-  if (saying.length === 0) return;
-  said = performance.now();
-  const line = document.createElement("li");
-  line.textContent = saying.splice(0).join(" ");
-  sentences.append(line);
-  if (sentences.children.length > MOST_SENTENCES) {
-    sentences.firstElementChild.remove();
-  }
-}
-
 function schedule() {
   const wait = Math.max(drawn + DRAW_MS - performance.now(), 0);
   timer ??= setTimeout(() => requestAnimationFrame(draw), wait);
 }
 
-observed.listeners.push((connection) => {
+observed.listeners.push(() => {
   const now = performance.now();
-  const isFresh = start === undefined || now - drawn > WINDOW_SECONDS * 1000;
-  if (isFresh) start = now;
-  say(connection);
+  if (start === undefined || now - drawn > WINDOW_SECONDS * 1000) start = now;
   schedule();
 });
