@@ -115,10 +115,14 @@ def definition_lines(tree: ast.Module) -> dict[str, tuple[int, int]]:
             first = node.decorator_list[0] if node.decorator_list else node
             found[node.name] = first.lineno, node.end_lineno
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = getattr(node, "targets", None) or [node.target]
-            for target in targets:
-                found[target.id] = node.lineno, node.end_lineno
+            for target in ast.walk(node):
+                if is_stored(target):
+                    found[target.id] = node.lineno, node.end_lineno
     return found
+
+
+def is_stored(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
 def line_of(snippets: Iterable[str], path: str) -> tuple[str, int] | None:

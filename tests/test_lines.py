@@ -1,0 +1,133 @@
+"""The line that runs: comments that say which line yielded a chunk."""
+
+import re
+from types import SimpleNamespace
+
+from flask import Flask, Response
+from markupsafe import Markup
+
+from demos import hello, numbers, thinking
+from sse import EventStream, keep_alive
+from website import lines
+from website.code import read
+
+ASKED = {"Show-Lines": "true"}
+COMMENT = re.compile(rb"^: demos/\w+\.py \d+\n", re.M)
+
+
+def line(name: str, text: str) -> int:
+    """Return the number of the only line of a lesson with this text."""
+    found = [
+        number
+        for number, line in enumerate(
+            read(f"demos/{name}.py").splitlines(), start=1
+        )
+        if line.strip().startswith(text)
+    ]
+    (number,) = found
+    return number
+
+
+def body(response, headers=ASKED) -> bytes:
+    """Return what an app with the comments sends for this response."""
+    app = Flask(__name__)
+    app.after_request(lines.show_lines)
+    app.add_url_rule("/", view_func=lambda: response)
+    return app.test_client().get("/", headers=headers).data
+
+
+def no_sleep(seconds):
+    pass
+
+
+def greeting():
+    return Response(hello.hello(0, no_sleep), mimetype="text/event-stream")
+
+
+def test_names_the_line_of_each_chunk():
+    first = line("hello", 'yield "data: Hello')
+    second = line("hello", 'yield "data: Are')
+    third = line("hello", "yield 'event")
+    assert body(greeting()).decode() == (
+        f": demos/hello.py {first}\ndata: Hello\n\n"
+        f": demos/hello.py {second}\ndata: Are you there?\n\n"
+        f": demos/hello.py {third}\n"
+        'event: status\ndata: {"msg": "hi"}\n\n'
+    )
+
+
+def test_changes_nothing_unless_asked():
+    assert body(greeting(), {}) == COMMENT.sub(b"", body(greeting()))
+
+
+def test_changes_no_page():
+    page = Response((part for part in ("<p>", "</p>")), mimetype="text/html")
+    assert body(page) == b"<p></p>"
+
+
+def test_looks_through_yield_from_and_keep_alive():
+    think = thinking.think("Why", 0, 0, no_sleep)
+    number = line("thinking", 'yield Event(text, event="thinking"')
+
+    def outer():
+        yield from think
+
+    stream = outer()
+    next(stream)
+    assert lines.running_line(stream) == f"demos/thinking.py {number}"
+
+    with_comments = keep_alive(stream, 1)
+    assert lines.running_line(with_comments) == f"demos/thinking.py {number}"
+    with_comments.close()
+
+
+def test_says_nothing_of_generators_that_are_no_lessons():
+    def other():
+        yield "data: 1\n\n"
+
+    stream = other()
+    next(stream)
+    assert lines.running_line(stream) is None
+    assert body(EventStream(iter([]))) == b":\n"
+
+
+def test_puts_no_comment_into_a_line_that_goes_on():
+    chunks = [b"data: one", b" line\n\n", b"data: 2\n\n"]
+
+    def relayed():
+        yield from chunks
+
+    code = relayed.__code__.replace(co_filename=hello.__file__)
+    stream = type(relayed)(code, {}, closure=relayed.__closure__)()
+    number = code.co_firstlineno + 1
+    comment = f": demos/hello.py {number}\n".encode()
+    assert b"".join(lines.with_lines(stream)) == (
+        comment + b"data: one line\n\n" + comment + b"data: 2\n\n"
+    )
+
+
+def test_closes_the_generator_when_the_client_has_gone():
+    cable = SimpleNamespace(cuts=0)
+    stream = numbers.numbers(1, 0, cable, sleep=no_sleep)
+    app = Flask(__name__)
+    app.after_request(lines.show_lines)
+    app.add_url_rule("/", view_func=lambda: EventStream(stream))
+    response = app.test_client().get("/", headers=ASKED)
+    response.close()
+    assert stream.gi_frame is None
+
+
+def test_the_site_sends_them(client):
+    response = client.get("/real-time-updates", headers=ASKED)
+    chunks = response.iter_encoded()
+    seen = b""
+    while b"data:" not in seen:
+        seen += next(chunks)
+    assert COMMENT.findall(seen)
+    response.close()
+
+
+def test_the_lesson_shows_the_line(client):
+    page = Markup(client.get("/demos/hello").text)
+    number = line("hello", 'yield "data: Hello')
+    assert f'id="demos/hello.py:{number}"' in page
