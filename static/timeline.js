@@ -6,7 +6,7 @@ const WINDOW_SECONDS = 20;
 const TICK_SECONDS = 2;
 const DRAW_MS = 100;
 const AXIS_HEIGHT = 22;
-const CHARACTER_WIDTH = 7.6; // of a label: measuring each would cost more
+const CHARACTER_WIDTH = 7; // of a label: measuring each would cost more
 const TEXT_HEIGHT = 13;
 const MARK_RADIUS = 10;
 const SIDE = 15; // half a label of the axis
@@ -94,7 +94,7 @@ class Labels {
     for (const { row, x, name, text } of this.wanted) {
       const length = text.length * CHARACTER_WIDTH;
       const from = Math.max(Math.min(x, this.width - length), 0);
-      const to = from + length + 8;
+      const to = from + length + 6;
       const covers = ([start, end]) => from < end && start < to;
       if (!this.rows[row] || taken[row].some(covers)) continue;
       taken[row].push([from, to]);

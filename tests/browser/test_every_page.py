@@ -6,26 +6,107 @@ import pytest
 from conftest import NAMES, PROJECT
 from playwright.sync_api import Page, expect
 
-START = "#start, #form > button:not([type])"
+from demos import LESSONS
+from website.pages import texts
+
+START = "#start, #form button:not([type])"
 DISTANCE = "e => e.getBoundingClientRect().top + scrollY"
 QUIET = ("notifications", "document")  # until somebody sends something
 PHONE = {"width": 320, "height": 740}
 IS_WIDE = "() => document.documentElement.scrollWidth > innerWidth"
+FONT_PX = 16
+SERVER_LINES = 12
+
+# Note what the live part has added last.
+WATCH = """
+() => {
+  const live = document.querySelector(".live");
+  new MutationObserver((records) => {
+    for (const { addedNodes, target } of records) {
+      const added = [...addedNodes].findLast((node) => node.isConnected);
+      window.newest = added ?? target;
+    }
+  }).observe(live, { childList: true, characterData: true, subtree: true });
+  for (const frame of live.querySelectorAll("iframe")) {
+    frame.addEventListener("load", () => { window.newest = frame; });
+  }
+}
+"""
+# Return what is not in sight, of what a teacher shows from the last row.
+OUT_OF_SIGHT = """
+([fontPx, serverLines]) => {
+  const screen = { top: 0, left: 0, bottom: innerHeight, right: innerWidth };
+  const within = (inner, outer) =>
+    inner.top >= outer.top - 1 && inner.bottom <= outer.bottom + 1 &&
+    inner.left >= outer.left - 1 && inner.right <= outer.right + 1;
+  const box = (element) => element.getBoundingClientRect();
+  const isSeen = (element) => within(box(element), screen);
+  const found = [];
+  const live = document.querySelector(".live");
+  const controls = live.firstElementChild.querySelectorAll("button, input");
+  for (const control of controls) {
+    if (!isSeen(control)) found.push(control.outerHTML);
+  }
+  if (!isSeen(document.querySelector("#timeline"))) found.push("timeline");
+
+  const range = document.createRange();
+  range.selectNode(newest);
+  const place = range.getBoundingClientRect();
+  const start = { ...place.toJSON(), bottom: place.top + 10 };
+  start.right = Math.min(place.right, place.left + 10);
+  let parent = newest.parentElement;
+  for (; parent !== live; parent = parent.parentElement) {
+    const isBox = getComputedStyle(parent).overflowY !== "visible";
+    if (isBox && !within(start, box(parent))) found.push("in its box: newest");
+  }
+  if (!within(start, screen)) found.push(`newest: ${newest.textContent}`);
+
+  const panel = document.querySelector(".Server");
+  const seen = [...panel.querySelectorAll(".line")].filter((line) =>
+    line.textContent.trim() && isSeen(line) && within(box(line), box(panel)));
+  if (seen.length < serverLines) found.push(`${seen.length} server lines`);
+  if (!seen.some((line) => line.textContent.startsWith("@bp."))) {
+    found.push("the view");
+  }
+  for (const line of document.querySelectorAll(".source .line")) {
+    if (parseFloat(getComputedStyle(line).fontSize) < fontPx) {
+      found.push(`small: ${line.textContent}`);
+    }
+    if (line.scrollWidth > line.clientWidth) {
+      found.push(`cut: ${line.textContent}`);
+    }
+  }
+  for (const line of seen) {
+    if (box(line).height > 30) found.push(`wrapped: ${line.textContent}`);
+  }
+  for (const button of document.querySelectorAll("[data-copies]")) {
+    const pre = button.closest(".code").querySelectorAll("pre");
+    for (const { top } of [...pre].map(box).filter(({ height }) => height)) {
+      if (top < box(button).bottom) found.push(button.textContent);
+    }
+  }
+  const wire = document.querySelector("section#wire .wire");
+  if (wire && (box(wire).bottom > innerHeight || !wire.textContent)) {
+    found.push("wire");
+  }
+  return found;
+}
+"""
 
 
 def state(page: Page):
-    return page.locator("#state, tbody tr:first-child td:nth-child(2)").first
+    return page.locator("#state")
 
 
 def start(page: Page) -> None:
     for field in page.locator("#prompt").all():
         field.fill("Hello")  # the chat empties it
-    page.locator(START).click()
-    expect(state(page)).to_have_text("open")
+    page.locator(START).first.click()
+    expect(state(page)).to_have_text(re.compile("open"))
 
 
 def stop(page: Page) -> None:
-    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Stop", exact=True).first.click()
     expect(state(page)).to_have_text("closed")
 
 
@@ -35,7 +116,7 @@ def open_and_close_wire(page: Page) -> None:
     requests = []
     page.on("request", lambda request: requests.append(request))
     wire.locator("summary").click()
-    page.get_by_text("This is a second request").wait_for()
+    page.get_by_text("sends a second request").wait_for()
     wire.locator("pre").get_by_text(r"\n").first.wait_for()
     fetched = [one for one in requests if one.resource_type == "fetch"]
     with page.expect_event("requestfailed", lambda one: one == fetched[-1]):
@@ -46,38 +127,72 @@ def open_and_close_wire(page: Page) -> None:
 
 
 def fits_a_phone(page: Page) -> bool:
-    """Tell whether nothing makes it scroll sideways, with all panels open."""
+    """Return whether nothing makes it scroll sideways, with all panels open."""
     page.set_viewport_size(PHONE)
-    for summary in page.locator("summary").all():
-        if summary.locator("..").get_attribute("open") is None:
-            summary.click()
+    for tab in page.locator(".tabs label").all():
+        tab.click()
+        for summary in page.locator("summary:visible").all():
+            if summary.locator("..").get_attribute("open") is None:
+                summary.click()
+        if page.evaluate(IS_WIDE):
+            return False
     return not page.evaluate(IS_WIDE)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_lesson_starts_stops_and_starts_again_and_nothing_moves(
-    lesson_page, name
-):
+def test_a_lesson_can_be_read_from_the_last_row(lesson_page, name):
     page = lesson_page(name)
     below = page.get_by_text("Notice:").first
     distance = below.evaluate(DISTANCE)
+    page.evaluate(WATCH)
     assert state(page).text_content() == "closed"
     start(page)
+    for form in page.locator("#compose, #edit").all():  # silent until then
+        form.locator("#text").fill("Hello")
+        form.get_by_role("button").first.click()
+    page.wait_for_function("() => window.newest")
+    if LESSONS[name].wire_beside:
+        page.locator("#wire .wire").get_by_text(r"\n").first.wait_for()
+    assert page.evaluate(OUT_OF_SIGHT, [FONT_PX, SERVER_LINES]) == []
+    if name != "six_connections":  # says that no connection is left
+        assert below.evaluate(DISTANCE) == distance
     stop(page)
-    open_and_close_wire(page)
 
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lesson_starts_again_beside_its_bytes_and_fits_a_phone(
+    lesson_page, name
+):
+    page = lesson_page(name)
+    if not LESSONS[name].wire_beside:
+        open_and_close_wire(page)
+        page.locator("#wire > summary").click()
     for box in page.locator("#shared").all():
         box.check()  # or no connection is left for the panel
-    start(page)
-    page.locator("#wire > summary").click()
-    page.locator("#wire pre > div").nth(1 if name in QUIET else 2).wait_for()
-    assert below.evaluate(DISTANCE) == distance
-    stop(page)
-
+    for _ in range(2):
+        start(page)
+        rows = page.locator("#wire pre > div")
+        rows.nth(1 if name in QUIET else 2).wait_for()
+        stop(page)
     assert fits_a_phone(page)
-    for following in NAMES[NAMES.index(name) + 1 :][:1]:
-        page.locator("a[rel=next]").press("Enter")
-        page.wait_for_url(f"**/demos/{following}", wait_until="commit")
+
+
+def test_the_arrow_keys_lead_to_the_neighbours(page, site):
+    page.goto(f"{site.url}/demos/{NAMES[1]}")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(f"**/demos/{NAMES[2]}", wait_until="commit")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url(f"**/demos/{NAMES[1]}", wait_until="commit")
+
+
+def test_the_arrow_keys_of_a_field_are_its_own(lesson_page):
+    page = lesson_page("clock")
+    for field in ("#interval", "#tab-Server"):
+        page.locator(field).focus()
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#tab-curl")).to_be_checked()
+    assert page.url.endswith("/demos/clock")
 
 
 @pytest.mark.parametrize("path", ["/", "/cheatsheet"])
@@ -86,8 +201,10 @@ def test_other_pages_fit_a_phone(page, site, path):
     assert fits_a_phone(page)
 
 
-def test_tab_and_enter_open_the_first_lesson(page, site):
+def test_tab_and_enter_skip_to_the_first_lesson(page, site):
     page.goto(site.url)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_url(f"**/demos/{NAMES[0]}")
@@ -96,10 +213,52 @@ def test_tab_and_enter_open_the_first_lesson(page, site):
 def test_copy_puts_the_very_file_on_the_clipboard(lesson_page):
     page = lesson_page("hello")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.locator("[data-copies='demos/hello.py']").click()
+    page.get_by_role("button", name="Copy demos/hello.py").click()
     page.get_by_role("button", name="Copied").wait_for()
     text = page.evaluate("() => navigator.clipboard.readText()")
     assert text == (PROJECT / "demos/hello.py").read_text("utf-8")
+
+
+def test_copy_works_over_plain_http_on_a_local_network(page, start):
+    server = start("flask run", FLASK_TRUSTED_HOSTS='["pi.test"]')
+    page.goto(f"http://pi.test:{server.port}/demos/hello")
+    assert not page.evaluate("() => isSecureContext")
+    page.get_by_role("button", name="Copy demos/hello.py").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    page.get_by_label("GET").fill("")
+    page.get_by_label("GET").press("Control+V")
+    pasted = page.get_by_label("GET").input_value()
+    text = (PROJECT / "demos/hello.py").read_text("utf-8")
+    assert pasted == text.replace("\n", "")
+
+
+def test_a_link_shows_the_line_to_change(lesson_page):
+    page = lesson_page("hello")
+    page.locator("#tab-curl").check()
+    page.get_by_role("link", name=re.compile("is the line to change")).click()
+    marked = page.locator(".Server .marked")
+    expect(marked).to_be_in_viewport()
+    snippet = texts(LESSONS["hello"]).attempt_snippets
+    assert any(one in marked.text_content() for one in snippet)
+
+
+def test_a_name_that_is_imported_leads_to_its_definition(lesson_page):
+    page = lesson_page("clock")
+    page.get_by_text("docstring and imports").click()
+    page.get_by_role("link", name="EventStream").click()
+    definition = page.get_by_role("region", name="sse.EventStream")
+    expect(definition).to_be_in_viewport()
+    expect(definition).to_contain_text("class EventStream(Response):")
+
+
+def test_says_what_is_missing_without_javascript(browser, site):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{site.url}/demos/hello")
+    expect(page.locator("noscript")).to_contain_text("Without JavaScript")
+    page.locator("#tab-Browser").check()
+    expect(page.locator(".Browser pre").first).to_be_visible()
+    context.close()
 
 
 def test_an_error_page_is_a_page(page, site):

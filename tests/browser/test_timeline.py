@@ -1,0 +1,170 @@
+"""What the frame shows of the connections that the live part opens."""
+
+import re
+from contextlib import closing
+
+from playwright.sync_api import expect
+from upstream import reserved_port
+
+MOST_ELEMENTS = 1000
+# As many events as a second of the fastest stream, without a server.
+FLOOD = """
+() => {
+  const source = new EventSource("/sse?interval=10");
+  source.onmessage = () => {};
+  for (let n = 0; n < 10_000; n += 1) {
+    const event = new MessageEvent("message", { data: "x", lastEventId: n });
+    source.dispatchEvent(event);
+  }
+  return observed.lanes.flatMap((lane) => lane.connections)
+    .flatMap((connection) => connection.marks).length;
+}
+"""
+
+
+def press(page, name):
+    page.get_by_role("button", name=name, exact=True).first.click()
+
+
+def state(page):
+    return page.locator("#state")
+
+
+def timeline(page, text):
+    return page.locator("#timeline text").filter(has_text=re.compile(text))
+
+
+def test_shows_connect_events_drop_reconnect_with_an_id_and_failure(
+    lesson_page,
+):
+    page = lesson_page("numbers")
+    expect(state(page)).to_have_text("closed")
+    press(page, "Start")
+    expect(state(page)).to_have_text("open")
+    for id in ("1", "2", "3"):
+        timeline(page, f"^{id}$").wait_for()
+    expect(page.locator("#timeline circle.mark").first).to_be_visible()
+    expect(page.locator("#timeline rect.bar")).to_have_count(1)
+
+    press(page, "Cut the connection")
+    expect(state(page)).to_have_text("reconnecting")
+    timeline(page, r"^connection lost, waits \d\.\d s$").wait_for()
+    page.locator("#timeline line.waiting").wait_for()
+    page.locator("#timeline path.cross").wait_for()
+
+    back = timeline(page, r"^reconnected, Last-Event-ID: \d+$")
+    back.wait_for()
+    expect(state(page)).to_have_text("open")
+    expect(page.locator("#timeline rect.bar")).to_have_count(2)
+    last = int(back.text_content().rpartition(" ")[2])
+    timeline(page, f"^{last + 1}$").wait_for()
+
+    sentences = page.locator("#sentences")
+    expect(sentences).to_contain_text(f"Connection lost after {last} events.")
+    expect(sentences).to_contain_text(f"Reconnected with Last-Event-ID {last}.")
+    press(page, "Stop")
+    expect(state(page)).to_have_text("closed")
+    expect(page.locator("#timeline line.end").first).to_be_attached()
+
+    page.evaluate("() => { new EventSource('/demos/nope'); }")
+    expect(state(page)).to_have_text("failed")
+    timeline(page, "^failed$").wait_for()
+    expect(sentences).to_contain_text("The connection failed for good.")
+    page.problems.clear()
+
+
+def test_shows_attempts_while_the_server_is_down(start, page):
+    with reserved_port() as port:
+        pass
+    server = start("flask run", port=port)
+    page.goto(f"{server.url}/demos/reconnect")
+    page.get_by_label("drop_after").fill("50")
+    press(page, "Start")
+    timeline(page, "^1$").wait_for()
+    server.stop()
+    expect(state(page)).to_have_text("reconnecting")
+    expect(page.locator("#timeline path.cross").nth(2)).to_be_attached()
+    start("flask run", port=port)
+    timeline(page, "^reconnected, Last-Event-ID: ").wait_for()
+    page.problems.clear()
+
+
+def test_names_event_types_and_draws_them_unlike_messages(lesson_page):
+    page = lesson_page("thinking")
+    press(page, "Ask")
+    timeline(page, "^thinking$").wait_for()
+    expect(page.locator("#timeline rect.mark").first).to_be_visible()
+    expect(page.locator("#timeline circle.mark")).to_have_count(0)
+    timeline(page, "^answer$").wait_for()
+
+
+def test_shows_what_fetch_reads(lesson_page):
+    page = lesson_page("post")
+    press(page, "Send")
+    expect(state(page)).to_have_text("open")
+    page.locator("#timeline rect.mark").first.wait_for()
+    expect(state(page)).to_have_text("closed")
+
+
+def test_shows_the_parts_of_a_page_in_a_frame(lesson_page):
+    page = lesson_page("html")
+    press(page, "Start")
+    expect(state(page)).to_have_text("open")
+    timeline(page, "^part$").wait_for()
+    expect(state(page)).to_have_text("closed")
+
+
+def test_shows_polls_long_polls_a_socket_and_a_stream(lesson_page):
+    page = lesson_page("before_sse")
+    press(page, "Start")
+    for path in ("/poll", "/long-poll", "/socket", "/stream/before_sse"):
+        timeline(page, f"^GET {path}$").wait_for()
+    press(page, "Stop")
+
+
+def test_a_flood_of_events_shares_marks(lesson_page):
+    page = lesson_page("clock")
+    assert page.evaluate(FLOOD) < 100
+    expect(page.locator("#timeline .bar")).to_be_attached()
+    count = page.locator("#timeline *").count()
+    assert count < MOST_ELEMENTS
+
+
+def test_says_with_the_number_when_no_connection_is_left(lesson_page):
+    page = lesson_page("notifications")
+    with closing(page.context.new_page()) as other:
+        other.goto(page.url.replace("notifications", "six_connections"))
+        press(other, "Start")
+        expect(state(other)).to_have_text("6 open, 2 connecting")
+        words = "No connection is left: 6 streams are open in this browser"
+        expect(other.locator("#crowd")).to_contain_text(words)
+        press(page, "Send")
+        expect(page.locator("#crowd")).to_contain_text(words)
+        press(other, "Stop")
+        expect(page.locator("#crowd")).to_have_text("")
+
+
+def test_the_bytes_beside_it_follow_the_page(lesson_page):
+    page = lesson_page("numbers")
+    wire = page.locator("#wire .wire")
+    page.get_by_label("Interval in seconds").fill("0.2")
+    press(page, "Start")
+    expect(wire).to_contain_text("GET /real-time-updates?interval=0.2")
+    running = page.locator(".Server .line.runs")
+    expect(running).to_contain_text("yield Event(")
+    number = running.get_attribute("data-number")
+    expect(wire).to_contain_text(f"s, line {number}\nid: 1\\n\ndata: ")
+    press(page, "Cut the connection")
+    expect(wire).to_contain_text("the response has ended")
+    expect(wire).to_contain_text("Last-Event-ID: ")
+    press(page, "Stop")
+
+
+def test_the_bytes_beside_it_show_why_a_stream_was_refused(lesson_page):
+    page = lesson_page("thinking")
+    page.get_by_label("Question").fill("")
+    press(page, "Ask")
+    wire = page.locator("#wire .wire")
+    expect(wire).to_contain_text("status 400, application/json")
+    expect(wire).to_contain_text("question must be text of 1 to 200")
+    page.problems.clear()
