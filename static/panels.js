@@ -10,7 +10,7 @@ const MAX_CHARACTERS = 2000;
 const LAG_MS = 1000; // the panel's stream begins, and so ends, a bit later
 const SHORT_ESCAPES = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
 // The server's comment before a chunk: the line at which its generator stands.
-const LINE = /^: (demos\/\w+\.py) (\d+)\n/gm;
+const LINE = /^(?:: |<!-- )(demos\/\w+\.py) (\d+)(?: -->)?\n/gm;
 let controller = new AbortController();
 let rows = [];
 let frame;

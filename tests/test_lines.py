@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from flask import Flask, Response
 from markupsafe import Markup
 
-from demos import hello, numbers, thinking
+from demos import hello, html, numbers, thinking
 from sse import EventStream, keep_alive
 from website import lines
 from website.code import read
@@ -60,9 +60,20 @@ def test_changes_nothing_unless_asked():
     assert body(greeting(), {}) == COMMENT.sub(b"", body(greeting()))
 
 
-def test_changes_no_page():
-    page = Response((part for part in ("<p>", "</p>")), mimetype="text/html")
-    assert body(page) == b"<p></p>"
+def test_comments_a_page_in_its_own_way():
+    number = line("html", "yield HEAD")
+    page = html.page("", {})
+    response = Response(page, mimetype="text/html")
+    assert (
+        body(response)
+        .decode()
+        .startswith(f"<!-- demos/html.py {number} -->\n<!doctype html>")
+    )
+
+
+def test_changes_no_file():
+    page = Response((part for part in ("a", "b")), mimetype="text/plain")
+    assert body(page) == b"ab"
 
 
 def test_looks_through_yield_from_and_keep_alive():
@@ -101,7 +112,7 @@ def test_puts_no_comment_into_a_line_that_goes_on():
     stream = type(relayed)(code, {}, closure=relayed.__closure__)()
     number = code.co_firstlineno + 1
     comment = f": demos/hello.py {number}\n".encode()
-    assert b"".join(lines.with_lines(stream)) == (
+    assert b"".join(lines.with_lines(stream, ": {}\n")) == (
         comment + b"data: one line\n\n" + comment + b"data: 2\n\n"
     )
 

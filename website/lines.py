@@ -19,26 +19,26 @@ from flask import Response, request
 
 FOLDER = Path(__file__).parents[1]
 HEADER = "Show-Lines"
+COMMENTS = {"text/event-stream": ": {}\n", "text/html": "<!-- {} -->\n"}
 
 
 def show_lines(response: Response) -> Response:
     """Send the comments with a stream whose request has the HEADER."""
-    chunks = response.response
-    is_stream = response.mimetype == "text/event-stream"
-    is_asked = is_stream and HEADER in request.headers
+    chunks, comment = response.response, COMMENTS.get(response.mimetype)
+    is_asked = comment and HEADER in request.headers
     if is_asked and isinstance(chunks, GeneratorType):
-        response.response = with_lines(chunks)
+        response.response = with_lines(chunks, comment)
         response.call_on_close(chunks.close)
     return response
 
 
-def with_lines(chunks: Generator) -> Iterator:
+def with_lines(chunks: Generator, comment: str) -> Iterator:
     """Yield the chunks, and before each a comment with its line."""
     is_new_line = True
     with closing(chunks):
         for chunk in chunks:
             if chunk and is_new_line and (line := running_line(chunks)):
-                yield f": {line}\n".encode()
+                yield comment.format(line).encode()
             yield chunk
             if isinstance(chunk, str):
                 is_new_line = chunk.endswith("\n")
