@@ -264,7 +264,7 @@ def test_a_page_aborts_a_fetch_that_it_could_not_resume(lesson_page, name):
 
 
 def test_the_wire_panel_aborts_what_it_could_not_resume(lesson_page):
-    page = lesson_page("clock")
+    page = lesson_page("prices")
     page.locator("#wire summary").click()
     expect(page.locator("#wire pre")).to_contain_text("status 200")
     with page.expect_event("requestfailed"):

@@ -62,7 +62,7 @@ def test_changes_nothing_unless_asked():
 
 def test_comments_a_page_in_its_own_way():
     number = line("html", "yield HEAD")
-    page = html.page("", {})
+    page = html.page("", {"mail": 0})
     response = Response(page, mimetype="text/html")
     assert (
         body(response)
