@@ -5,12 +5,14 @@ const svg = document.querySelector("#timeline");
 const WINDOW_SECONDS = 20;
 const TICK_SECONDS = 2;
 const DRAW_MS = 100;
+const HINT = "A bar is a connection, a mark is an event.";
 const AXIS_HEIGHT = 22;
 const CHARACTER_WIDTH = 7; // of a label: measuring each would cost more
 const TEXT_HEIGHT = 13;
 const MARK_RADIUS = 10;
 const SIDE = 15; // half a label of the axis
 
+let isNew = true;
 let start; // of the axis, in ms
 let drawn = 0;
 let timer;
@@ -19,6 +21,7 @@ function draw() {
   timer = undefined;
   const now = performance.now();
   drawn = now;
+  start ??= now;
   const lanes = visibleLanes(now);
   const { clientWidth: width, clientHeight: height } = svg;
   const shown = Math.min((now - start) / 1000, WINDOW_SECONDS);
@@ -42,6 +45,9 @@ function draw() {
       parts.push(...drawConnection(one, x, lane, now, labels));
     }
     parts.push(...labels.draw());
+  }
+  if (lanes.length === 0) {
+    parts.push(label("muted", width / 2, height / 2 - SIDE, HINT, "middle"));
   }
   svg.replaceChildren(...parts);
   if (lanes.some(({ connections }) => !connections.at(-1).ended)) schedule();
@@ -213,6 +219,8 @@ function schedule() {
 
 observed.listeners.push(() => {
   const now = performance.now();
-  if (start === undefined || now - drawn > WINDOW_SECONDS * 1000) start = now;
+  if (isNew || now - drawn > WINDOW_SECONDS * 1000) start = now;
+  isNew = false;
   schedule();
 });
+draw();
