@@ -1,15 +1,17 @@
 """Batch: thousands of messages, a few events
 
-Messages arrive faster than it is wise to send them. They collect in
-a buffer, sent a few times a second as one event: a JSON array.
+Collect messages that arrive fast, and send many of them in one
+event. They wait in a buffer, which the server sends a few times a
+second, as a JSON array.
 
-Notice: both sides get the same number of messages a second, but the
-batched one needs far fewer events, and fewer bytes. None is lost,
-unless the client is far too slow: `dropped` then reports how many.
+Notice: both streams carry the same number of messages, but the
+batched one needs far fewer events, and fewer bytes. No message is
+lost unless the client is far too slow. Then an event `dropped` says
+how many were.
 
 Try: set the messages a second to 10000 and press Start. The batched
-side still gets ten events a second, each with a thousand messages.
-The other side gets ten thousand events.
+stream still gets ten events a second, each with about a thousand
+messages. The other one gets nearly ten thousand events.
 
     curl -N "http://127.0.0.1:5000/stream/batch?rate=1000&flush=500"
 """

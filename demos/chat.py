@@ -1,19 +1,19 @@
 """Chat: show the answer as it streams in
 
-A chat page over a plain EventSource. Each event carries a few more
-characters of the answer, as JSON. The last one carries an action,
-`terminate`, on which the page closes the connection. Each question
-stands alone: the conversation so far is not sent to the model.
+Append text safely, scroll politely, and stop on demand. Each event
+carries a few more characters of the answer, as JSON. The last one
+carries the action `terminate`, and the page closes the connection.
+Each question stands alone: the model does not see the conversation
+so far.
 
-Notice: the page appends text nodes. It never rewrites what is
-there, so a selection stays, and no character of an answer becomes
+Notice: the page appends text nodes and never rewrites what is
+there. So a selection stays, and nothing in an answer becomes
 markup. The page scrolls with the answer only while you are at its
 end.
 
 Try: send "Attack this page". The offline model answers with scripts
-and images, and all of them stay text. Then press Compare, which
-adds the same 5,000 tokens the right way and, far more slowly, the
-wrong way.
+and images, and all of them stay text. Send another message and
+select a word of the answer while it streams: the selection stays.
 
     curl -N "http://127.0.0.1:5000/stream?prompt=How+do+I+reconnect"
 """

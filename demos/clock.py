@@ -1,17 +1,17 @@
 """Clock: send headers immediately, clean up on disconnect
 
-The connection opens a whole interval before the first tick. When
-the browser disconnects, the generator is closed: its `finally`
-releases what an endless stream holds.
+The server sends its headers before the first event, and learns of a
+disconnect only when it writes. When the client has disconnected,
+the generator is closed, and its `finally` releases what an endless
+stream holds.
 
-Notice: watch the server's terminal while you press Stop. A server
-notices a disconnect only when it writes, so the clean-up comes with
-a tick; under gunicorn with the second one, as the first still
-succeeds.
+Notice: watch the server's terminal while you press Stop. The
+clean-up comes with a tick: the next one or, because the first write
+can still succeed, the one after it.
 
-Try: set the interval to 2 and press Start. The connection opens two
-seconds before the first tick. Press Stop after it: the terminal
-reports the clean-up at the next tick.
+Try: set the interval to 2 and press Start. The connection is open
+two seconds before the first tick arrives. Then press Stop: within
+two more ticks, the terminal says how many ticks the stream had.
 
     curl -N "http://127.0.0.1:5000/sse?interval=2&lang=zh"
 """

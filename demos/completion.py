@@ -1,18 +1,18 @@
 """Completion: stream an OpenAI answer to the browser
 
-A language model sends its answer as an event stream, token by
-token. This server reads that stream and writes one of its own, for
-an EventSource. The API key stays on the server: it never reaches a
-browser.
+Read one event stream, write another, and keep the API key on the
+server. A language model sends its answer as an event stream, token
+by token. The server reads it and sends each piece to the browser's
+EventSource. The key never reaches a browser.
 
 Notice: each event is a bare piece of text, with its spaces and line
 breaks. The end is an event `done`, and a failure is an event
-`failed`. A browser that reconnects in mid-answer gets 204, so that
-no prompt is paid for twice.
+`failed`. A browser that reconnects in mid-answer gets 204, so you
+never pay twice for a prompt.
 
 Try: with `flask run --reload`, change `Event(text, id=id)` to
-`Event(text.upper(), id=id)`, save, and ask again. The answer comes
-in capitals, because the server writes its own event stream.
+`Event(text.upper(), id=id)`, save, and ask again. The answer
+arrives in capitals, because the server writes its own event stream.
 
     curl -N "http://127.0.0.1:5000/completion?prompt=Hello"
 """

@@ -1,18 +1,18 @@
 """Document: edit together without overwriting
 
-Each change of the document is an event with its whole text, and all
-clients see who changed it, and when. The id of the newest event is
-the version of the document: its ETag.
+A save names the version that it changes, and the slower of two
+writers gets 412. Each change is an event with the whole text, and
+its id is the version of the document: its ETag.
 
-Notice: a write names in If-Match the version that it started from.
-If somebody else was faster, the answer is 412, nothing is
-overwritten, and the page shows both texts. The server compares and
-publishes in one step: of two people who write at the same moment,
-one wins.
+Notice: a PUT names in If-Match the version that it started from. If
+somebody else was faster, nothing is overwritten, and the page shows
+their text. The server compares and publishes in one step, so of two
+people who save at the same moment, one wins.
 
-Try: with `flask run --reload`, change `return stale(current)` to
-`pass` and save. Then, in two windows, change the text in both and
-save in both: the second overwrites the first without a warning.
+Try: in two windows, press Start, change the text in both, and save
+both. The second is refused, and shows the text of the first. Then,
+with `flask run --reload`, change `return stale(current)` to `pass`
+and save. Now the second overwrites the first without a warning.
 
     curl -N http://127.0.0.1:5000/stream/document
 """

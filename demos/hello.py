@@ -1,17 +1,17 @@
 """Hello: your first event stream, by hand
 
-An event stream is plain text: a response of the type
-`text/event-stream`, whose body a generator yields piece by piece. A
-blank line ends each event, and the browser dispatches it the moment
-that line arrives.
+An event stream is plain text, and a blank line ends each event. It
+is a response of the type `text/event-stream`, and a generator
+yields its body piece by piece. The browser dispatches each event as
+soon as its blank line arrives.
 
 Notice: the first two events have no type, so they arrive as
 `message`. The last one has the type `status`. When it arrives, the
-page calls `close()`: otherwise the browser would take the end of
+page calls `close()`. Otherwise the browser would take the end of
 the response for a dropped connection, and reconnect.
 
-Try: with `flask run --reload`, set PAUSE_SECONDS to 2, save, and
-press Start. The events now come two seconds apart.
+Try: with `flask run --reload`, change `PAUSE_SECONDS = 0.7` to 2,
+save, and press Start. The events now arrive two seconds apart.
 
     curl -N http://127.0.0.1:5000/stream/hello
 """

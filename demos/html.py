@@ -1,18 +1,18 @@
 """HTML: stream a page whose slow parts arrive later
 
-Not every stream is an event stream. This page is sent immediately,
-with a placeholder for each slow part. The parts are computed side
-by side. Each is sent as soon as it is ready, followed by a script
-that moves it into place.
+One ordinary response can send its parts in any order. The server
+sends the page immediately, with a placeholder for each slow part.
+The parts are computed in parallel. Each is sent as soon as it is
+ready, with a script that moves it into place.
 
 Notice: the fastest part arrives after one second, and all of them
-after three, which is the time of the slowest. It is one request and
-an ordinary page: without JavaScript, the parts can be read as well,
-below the placeholders.
+after three, the time of the slowest. Without JavaScript, the parts
+are readable as well, below the placeholders. This is not an event
+stream: nothing reconnects.
 
 Try: set “What fails” to mail and press Start. After two seconds its
 place says so, the terminal says why, and the rest arrives. Then
-press Start and Stop, and see in the terminal that the work stops.
+press Start and Stop: the terminal says that the work has stopped.
 
     curl -N http://127.0.0.1:5000/stream/html
 """

@@ -1,20 +1,18 @@
 """Markdown: render a streaming answer as safe HTML
 
-The model writes Markdown. The server turns it into HTML with one
-library, sanitizes that with another, and sends it block by block.
-Only the block that is still growing is sent again, a long one less
-often; a finished one never is.
+Render a model's Markdown block by block, sanitize it, and never
+redraw the rest. The server turns the Markdown into HTML with one
+library and sanitizes the HTML with another. Only the block that is
+still growing is sent again, and a long one less often.
 
-Notice: the HTML is sanitized, not the Markdown, and each removal is
-reported by an event `blocked`. Images are removed too, because the
-address of an image can carry away what the page knows. The page
-sanitizes once more, with `setHTML` if the browser has it.
+Notice: the HTML is sanitized, not the Markdown, and an event
+`blocked` reports each removal. Images are removed too, because the
+address of an image can leak what the page knows. The page cleans
+the HTML once more, before it shows it.
 
-Try: with `flask run --reload`, set DRAW_SECONDS to 1, save, and
-press Example. The answer grows once a second. Then press Attack,
-and see what is removed. Compare draws a hundred such blocks one by
-one and, beside them, far more slowly, by rendering the whole answer
-each time.
+Try: with `flask run --reload`, change `DRAW_SECONDS = 0.1` to 1,
+save, and press Ask. The answer grows once a second. Then press
+Attack, and see what is removed.
 
     curl -N "http://127.0.0.1:5000/stream/markdown?prompt=Markdown"
 """

@@ -1,18 +1,19 @@
 """Notifications: publish once, reach every client
 
-A POST publishes a notification to a channel, and every browser that
-subscribes to the channel receives it. The view that publishes and
-the views that stream know nothing of each other. Each event has an
-id, so a client that was disconnected catches up.
+A POST publishes to a channel, and every browser that has subscribed
+receives it. The view that publishes and the view that streams know
+nothing of each other. Each event has an id, so a client that was
+disconnected gets what it missed.
 
 Notice: the first event, `begin`, carries an id, so that a
-connection that drops before the first notification loses none. Each
-client gets its own `retry`, so they don't all reconnect together.
+connection that drops before the first notification loses nothing.
+Each client gets its own `retry`, so they don't all reconnect at
+once.
 
 Try: open a second window, press Start in both, and send a text:
-both receive it. With `flask run --reload`, delete "alert" from
-LEVELS and save. Alerts are now refused. The events in memory are
-lost, and an event `reset` reports it.
+both receive it. Then, with `flask run --reload`, delete "alert"
+from `LEVELS` and save. An event `reset` reports that the events in
+memory are lost, and alerts are refused.
 
     curl -N http://127.0.0.1:5000/stream/notifications
 """

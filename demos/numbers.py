@@ -1,12 +1,13 @@
 """Numbers: event ids, so a dropped connection loses nothing
 
-When a connection drops, the browser reconnects by itself. It sends
-the last event id that it received as `Last-Event-ID`, and the
-server resumes with the next one. Each event here has an id, and
-JSON as its data.
+When a connection drops, the browser reconnects and sends the last
+id that it received. The id comes in the header `Last-Event-ID`, and
+the server resumes with the next number. Each event here has an id,
+and JSON as its data.
 
-Notice: the ids go up without a gap and without a repeat, although
-the stream was cut. No line of the page's script reconnects.
+Notice: press Cut. The ids continue with no gap and no duplicate,
+although the connection dropped. No line of the page's script
+reconnects.
 
 Try: with `flask run --reload`, press Start, change `choose(100)` to
 `choose(10)`, and save. The server restarts, the browser reconnects,

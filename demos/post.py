@@ -1,19 +1,19 @@
 """Post: stream the response to a POST
 
-An EventSource can only GET: it sends no body and no headers of
-yours. With `fetch`, the page sends both, and reads the same event
-stream from the response, through a small module, `event-stream.js`,
-that is worth copying.
+An EventSource can only GET, without a body or headers of yours;
+`fetch` has both. The page sends a POST and reads the event stream
+in its response with `event-stream.js`, a small module that is worth
+copying.
 
-Notice: the first event reports what arrived here: the method, your
-header and the body. Leaving the loop, or aborting the request,
-closes the connection. `fetch` does not reconnect; that is up to the
-page.
+Notice: the first event reports what arrived at the server: the
+method, your header and the body. Leaving the loop, or aborting the
+request, closes the connection. `fetch` does not reconnect; that is
+up to your script.
 
 Try: in the Wire panel, add `?interval=2` to the path and press
-Send. The member of the JSON object comes two seconds after the
-first event. Then delete a brace: the response is not an event
-stream but a 400, with a sentence that a page can show.
+Send. The members of the JSON object arrive two seconds apart. Then
+delete a brace: the response is a 400 with a sentence that a page
+can show, not an event stream.
 
     curl -N --json '{"city": "Paris"}' http://127.0.0.1:5000/api/sse
 """

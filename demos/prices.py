@@ -1,19 +1,19 @@
 """Prices: compute once, send to everyone
 
-The prices change twenty times a second. One thread computes them,
-however many clients there are, and all clients get the same ones:
-first the last minute, which the channel keeps, and then every step
-or, with a longer `interval`, only some.
+One thread computes the prices, however many clients watch them. The
+prices change twenty times a second. A client first gets the last
+minute, which the channel keeps, and then every change or, with a
+longer interval, only some of them.
 
 Notice: processes that share a Redis share one market, and need no
-leader. Each reads the newest prices, waits for one step, and
-publishes the next ones only if nobody else has done so. If one
-process stops, another takes over. A full history begins with
-`reset`, because the very first prices have been discarded.
+leader. Each reads the newest prices, waits, and publishes the next
+ones only if nobody else has. If one process stops, another takes
+over.
 
 Try: open a second window, set its interval to 0.05 and this one's
-to 2, and press Start in both. Both charts show the same prices, but
-one moves forty times as often as the other.
+to 2, and press Start in both. The second chart moves twenty times a
+second. The first gets every fortieth of these prices, so its lines
+have fewer corners.
 
     curl -N "http://127.0.0.1:5000/stream/prices?interval=2"
 """

@@ -1,15 +1,17 @@
 """Progress: a live progress bar for a background job
 
-A POST starts the job and immediately gets 202, with the URL of an
-event stream that reports its progress, and how it ended.
+Start a job with POST, follow it with EventSource, and survive a
+reload. The POST immediately gets 202 with the URL of an event
+stream, which reports the progress.
 
-Notice: reload the page in the middle, or open its URL in a second
-window: the bar continues. A client that connects after the end gets
-just the final event; one that already has it gets 204.
+Notice: reload the page, or open a second window: the bar continues.
+A client that connects after the end gets just the final event; one
+that already has it gets 204.
 
-Try: with `flask run --reload`, start 500 steps, set STEP_SECONDS to
-0.02, and save. The job dies with its process, and the page says so.
-Start again: the steps are ten times as fast.
+Try: with `flask run --reload`, start 500 steps, change
+`STEP_SECONDS = 0.2` to 0.02, and save. The job dies with its
+process, and the page says so. Start again: the steps are ten times
+as fast.
 
     curl -N $(curl -s --json '{"steps": 20}' \
     http://127.0.0.1:5000/jobs)

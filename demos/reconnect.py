@@ -1,20 +1,21 @@
 """Reconnect: what the browser retries, and what you must
 
-A laboratory. The server sends a few events, drops the stream in the
-way that you choose, and answers the reconnect as you choose. The
-page says what the browser did, and why.
+Break the stream in every way, and watch how EventSource responds.
+The server sends a few events, drops the connection in the way that
+you choose, and answers the reconnect as you choose.
 
-Notice: when a connection drops, the browser waits for the
-reconnection time and reconnects with Last-Event-ID. A response that
-is not an event stream stops it for good. To retry after such a
-failure, and to notice that a stream has gone silent, is up to your
-script. There is no `eventSource.reconnectTime`: the server's
-`retry` field sets it.
+Notice: after a dropped connection, the browser waits for the
+reconnection time, which the server's `retry` field sets, and sends
+Last-Event-ID. There is no `eventSource.reconnectTime`. A response
+that is not an event stream stops the browser for good, and 204 does
+so on purpose. Retrying after a failure, and noticing silence, is up
+to your script.
 
-Try: start with `status` 503 and tick both boxes. The browser has
-failed, the page retries, and its waits get longer and longer. Then
-choose 200, as if the server had recovered: the events resume after
-the last one that arrived.
+Try: start with `status` 503 and tick both boxes. The connection
+fails, and the page says how long it waits before it creates a new
+EventSource: each time about twice as long. Then choose 200, as if
+the server had recovered. At the next attempt, the events resume
+after the last one that arrived.
 
     curl -N "http://127.0.0.1:5000/stream/reconnect?drop=cut"
 """
@@ -51,9 +52,7 @@ def stream():
     last = last_event_number() or query_number("last", 0, 0, 10**15)
     is_reconnect = last > 0 or drop_after == 0
     if status == "200" or not is_reconnect:
-        header = request.headers.get("Last-Event-ID", "none")
-        asked = {"url": request.full_path, "header": header}
-        stream = events(asked, last, drop_after, drop)
+        stream = events(last, drop_after, drop)
         return EventStream(stream, retry=retry)
     if status in ("301", "307"):
         query = request.args.to_dict() | {"last": last}
@@ -71,8 +70,7 @@ def choice(name, allowed):
     return value
 
 
-def events(asked, last, drop_after, drop, sleep=time.sleep):
-    yield Event(asked, event="asked")
+def events(last, drop_after, drop, sleep=time.sleep):
     for id in range(last + 1, last + drop_after + 1):
         sleep(TICK_SECONDS)
         yield Event(f"event {id}", id=id)

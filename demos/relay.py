@@ -1,18 +1,18 @@
 """Relay: an OpenAI-compatible endpoint
 
-Every client of the OpenAI API (Chat Completions) can use this
-server. It passes the request on with its own API key, and the
-answer back, byte by byte as it comes. No client needs the key.
+Any OpenAI client can use your server, without your API key. The
+server passes a Chat Completions request on with its own key, and
+passes the answer back byte by byte, as it arrives.
 
-Notice: a stream passes unparsed, so whatever the API can do, the
-relay can do. It adds three things: a comment in silence, which
-keeps proxies from closing the connection, an error event if the
-answer breaks off, and the error object that clients know for every
-error. It limits what a caller may ask for, because you pay.
+Notice: the stream is not parsed, so the relay can do whatever the
+API can do. It adds three things: a comment during silence, so that
+no proxy closes the connection; an error event if the answer breaks
+off; and the error object that clients expect. It limits what a
+caller may ask for, because you pay.
 
-Try: with `flask run --reload`, set NOTICE_SECONDS to 0.01, save,
-and open the Wire panel. A comment fills every pause between two
-words.
+Try: with `flask run --reload`, change `NOTICE_SECONDS = 0.5` to
+0.01, save, and open the Wire panel. A comment fills every pause
+between two words.
 
     curl -N http://127.0.0.1:5000/v1/chat/completions --json \
     '{"messages":[{"role":"user","content":"Hi"}],"stream":true}'

@@ -1,19 +1,18 @@
 """Resume: an answer that survives a page reload
 
-The question is a POST. A background job then writes the model's
-answer to a channel. Reading it is a GET, as often as you like: a
+The model writes to a channel, and you read it as often as you like.
+A POST starts a background job, which publishes the answer. A
 dropped connection resumes after the last event id, and a reload
 starts at the first word again.
 
-Notice: disconnecting does not stop the model. It continues although
-nobody reads, and only a DELETE stops it. A question is paid for
-once, however often its answer is read, and with Redis it can be
-read from any server.
+Notice: disconnecting does not stop the model; only a DELETE does.
+You pay once for a question, however often its answer is read. With
+Redis, any server can send it.
 
 Try: with `flask run --reload`, ask, and reload in mid-answer: all
-of it is there. Then change the view to `follow("answers", id,
-from_newest=True)`, save, ask, and reload: the words from before the
-reload are missing.
+of it is there. Then change `follow("answers", id)` to
+`follow("answers", id, from_newest=True)`, save, ask, and reload:
+the words from before the reload are missing.
 
     curl -N $(curl -s --json '{"prompt": "Why?"}' \
     http://127.0.0.1:5000/answers)

@@ -1,17 +1,19 @@
 """Thinking: named events, and an explicit end
 
-One stream carries two kinds of events, told apart by their event
-type: several `thinking` events that show progress, then one
-`answer`. The page adds one listener per type.
+Several event types share one stream, and a final event closes it.
+The server sends a few `thinking` events, which show progress, and
+then one `answer`. The page adds a listener for each type.
 
 Notice: every event has an id. If the connection drops while the
 server is thinking, the browser reconnects and the thoughts resume.
-After the answer nothing is left, so a reconnect gets 204, which
-stops the browser.
+After the answer, nothing is left to send, so a reconnect gets 204,
+which stops the browser.
 
-Try: ask an empty question. The server answers 400, which stops an
-EventSource for good, and the page is not told why. In the Wire
-panel, `question=` without a value shows the reason.
+Try: with `flask run --reload`, press Ask, and save
+`demos/thinking.py` while the server thinks. It restarts, the
+browser reconnects with the last id, and no thought is lost or
+repeated. Then ask an empty question: a 400 stops an EventSource for
+good, and only the Wire panel shows why.
 
     curl -N "http://127.0.0.1:5000/stream/thinking?question=Why"
 """
