@@ -1,3 +1,5 @@
+"use strict"; // keeps the functions below out of the page's scope
+
 // Records what the page's connections do, for the timeline. The live part must
 // find the observed classes, so this is not a module: it runs before the body.
 const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
