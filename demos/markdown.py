@@ -28,7 +28,7 @@ from sse import Event, EventStream, keep_alive
 
 MAX_PROMPT_CHARACTERS = 4000
 DRAW_SECONDS = 0.1
-DAY_MS = 24 * 60 * 60 * 1000  # no early reconnect asks again
+DAY_MS = 24 * 60 * 60 * 1000  # retry delay: never ask twice
 
 bp = Blueprint("markdown", __name__)
 bp.before_request(same_origin_only)  # an answer costs money
@@ -38,7 +38,7 @@ bp.before_request(same_origin_only)  # an answer costs money
 def stream():
     prompt = query_text("prompt", 1, MAX_PROMPT_CHARACTERS)
     if "Last-Event-ID" in request.headers:
-        return "", 204  # nobody pays for a prompt twice
+        return "", 204  # never pay twice for a prompt
     answer = ask([{"role": "user", "content": prompt}])
     pieces = keep_alive(deltas(answer), DRAW_SECONDS, answer.close)
     return EventStream(blocks(pieces), retry=DAY_MS)

@@ -24,7 +24,7 @@ from app import create_app
 from demos.markdown import DRAW_SECONDS, blocks
 from event_source import parse_events
 
-LEAVE_SECONDS = 2
+NOTICE_SECONDS = 2
 RETRY = b"retry: 86400000\n"
 FINISHED = b"event: done\ndata: [DONE]\n\n"
 PROMPT = "/stream/markdown?prompt=Hi"
@@ -162,7 +162,7 @@ def test_a_fault_loses_no_text_and_comes_last(client, upstream, name):
     [silent_after_headers, silent_in_mid_answer],
     ids=["after headers", "in mid-answer"],
 )
-def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
+def test_a_disconnect_closes_the_connection_to_the_upstream(
     online, upstream, answer
 ):
     upstream.answer = answer
@@ -173,9 +173,9 @@ def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
     (connection,) = upstream.connections
     assert not connection.left.is_set()
     client.close()
-    left_at = time.monotonic()
+    closed_at = time.monotonic()
     wait_until(connection.left.is_set)
-    assert connection.left_at - left_at < LEAVE_SECONDS
+    assert connection.left_at - closed_at < NOTICE_SECONDS
 
 
 # What is refused, and costs nothing
@@ -344,4 +344,4 @@ def test_page_that_stops_an_answer_stops_the_model(online, upstream, page):
     stopped_at = time.monotonic()
     (connection,) = upstream.connections
     wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < LEAVE_SECONDS
+    assert connection.left_at - stopped_at < NOTICE_SECONDS

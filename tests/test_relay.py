@@ -37,7 +37,7 @@ from app import create_app
 from checks import FOREIGN
 from demos import relay
 
-LEAVE_SECONDS = 2
+NOTICE_SECONDS = 2
 PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hi"}]
 CHAT = {"messages": MESSAGES}
@@ -664,7 +664,7 @@ def test_a_dummy_key_is_no_secret(client, upstream, monkeypatch):
     assert client.post(PATH, json=CHAT).data == COMPLETION
 
 
-# The client leaves
+# The client disconnects
 
 
 def silent_after_headers(connection):
@@ -687,7 +687,7 @@ def writes_on_and_on(connection):
     ],
     ids=["after headers", "in mid-answer", "while it writes"],
 )
-def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
+def test_a_disconnect_closes_the_connection_to_the_upstream(
     online, upstream, answer
 ):
     upstream.answer = answer
@@ -698,9 +698,9 @@ def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
     (connection,) = upstream.connections
     assert not connection.left.is_set()
     client.close()
-    left_at = time.monotonic()
+    closed_at = time.monotonic()
     wait_until(connection.left.is_set)
-    assert connection.left_at - left_at < LEAVE_SECONDS
+    assert connection.left_at - closed_at < NOTICE_SECONDS
 
 
 # The official client
@@ -854,4 +854,4 @@ def test_page_that_stops_an_answer_stops_the_model(relay_page, upstream):
     expect_end(relay_page, "Hello")
     (connection,) = upstream.connections
     wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < LEAVE_SECONDS
+    assert connection.left_at - stopped_at < NOTICE_SECONDS

@@ -242,20 +242,23 @@ def test_comments_fill_the_pauses(reloading, reloading_page):
     assert comments.count() > words.count() > 10
 
 
-@tries("chat", 'send "Attack this page"', "press Compare", "far more slowly")
-def test_scripts_are_text_and_appending_is_faster(start, page):
-    server = start("flask run", FLASK_OFFLINE_WORD_SECONDS="0")
-    page.goto(f"{server.url}/demos/chat")
+@tries("chat", 'send "Attack this page"', "the selection stays", "vanish")
+def test_scripts_are_text_and_a_selection_stays(lesson_page):
+    page = lesson_page("chat")
     page.get_by_label("Message").fill("Attack this page")
     press(page, "Send")
     answer = page.locator("#log .answer")
+    expect(answer).to_contain_text("Nothing on this page")
+    answer.dblclick(position={"x": 30, "y": 20})
+    selected = "() => getSelection().toString().trim()"
+    assert page.evaluate(selected) == "Nothing"
     expect(answer).to_contain_text("the answer goes on.")
+    assert page.evaluate(selected) == "Nothing"
     for text in ("<img src=", "</script>", "onerror="):
         assert text in answer.text_content()
     assert answer.locator("*").count() == 0
-    press(page, "Compare")
-    right, wrong = milliseconds(page)
-    assert wrong > 5 * right
+    answer.evaluate("answer => { answer.textContent += ' more'; }")
+    assert page.evaluate(selected) == ""
 
 
 @tries("post", "add `?interval=2`", "two seconds after", "a 400")
