@@ -1,18 +1,19 @@
 """Markdown: render a streaming answer as safe HTML
 
-Render a model's Markdown block by block, sanitize it, and never
-redraw the rest. The server turns the Markdown into HTML with one
-library and sanitizes the HTML with another. Only the block that is
-still growing is sent again, and a long one less often.
+Render an answer block by block, as sanitized HTML, and never redraw
+a finished block. The server renders the model's Markdown with one
+library and sanitizes the HTML with another. It resends only the
+block that is still growing, and a long one less often.
 
-Notice: the HTML is sanitized, not the Markdown, and an event
+Notice: the server sanitizes the HTML, not the Markdown. An event
 `blocked` reports each removal. Images are removed too, because the
-address of an image can leak what the page knows. The page cleans
-the HTML once more, before it shows it.
+URL of an image can leak what the page knows. The page sanitizes the
+HTML once more before it shows it.
 
 Try: with `flask run --reload`, change `DRAW_SECONDS = 0.1` to 1,
 save, and press Ask. The answer grows once a second. Then press
-Attack, and see what is removed.
+Attack: none of its scripts run, and the second box lists what was
+removed.
 
     curl -N "http://127.0.0.1:5000/stream/markdown?prompt=Markdown"
 """
@@ -49,7 +50,7 @@ def blocks(pieces, clock=time.monotonic):
     end = Event("[DONE]", event="done")
     try:
         for piece in pieces:
-            if piece is None:  # the model pauses: draw all it wrote
+            if piece is None:  # the model pauses: draw now
                 yield None
             else:
                 markdown.add(piece)
