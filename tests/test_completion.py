@@ -155,7 +155,9 @@ def test_comments_are_sent_while_the_model_thinks(
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_becomes_an_event_failed_and_ends_the_stream(client, upstream, name):
+def test_a_fault_becomes_an_event_failed_and_ends_the_stream(
+    client, upstream, name
+):
     upstream.answer, sentence, texts = FAULTS[name]
     response = client.get(PROMPT)
     assert response.status_code == 200
@@ -255,7 +257,9 @@ def test_the_key_is_on_no_page(client, path):
 
 
 @one_server
-def test_page_shows_the_answer_or_the_reason_for_a_failure(online, upstream, page):
+def test_page_shows_the_answer_or_the_reason_for_a_failure(
+    online, upstream, page
+):
     upstream.answer = stream(
         ROLE, delta("Hello"), delta(" <b>you</b>"), FINISH, DONE
     )

@@ -118,7 +118,9 @@ def test_a_body_may_have_the_maximum_size_but_not_a_byte_more(server, framed):
         ),
     ],
 )
-def test_a_bad_request_is_refused_with_a_sentence(client, query, sent, status, sentence):
+def test_a_bad_request_is_refused_with_a_sentence(
+    client, query, sent, status, sentence
+):
     response = client.post(f"/api/sse{query}", **sent)
     assert response.status_code == status
     assert response.json == {"error": sentence}
