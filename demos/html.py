@@ -71,9 +71,7 @@ def stream():
 
 def work(name, seconds, fail, closed):
     if closed.wait(seconds):
-        logger.info(
-            "html: %s stopped, the client disconnected", name
-        )
+        logger.info("html: %s stopped: client disconnected", name)
         return ""
     if name == fail:
         raise OSError("The service is unreachable.")

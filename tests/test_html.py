@@ -97,8 +97,8 @@ def test_work_and_threads_end_with_the_page(caplog):
     page.close()
     assert set(threading.enumerate()) <= before
     assert sorted(caplog.messages) == [
-        "html: slow stopped, the client disconnected",
-        "html: slower stopped, the client disconnected",
+        "html: slow stopped: client disconnected",
+        "html: slower stopped: client disconnected",
     ]
 
 
@@ -138,9 +138,7 @@ def test_an_unknown_part_to_fail_is_refused(client):
 
 
 def has_stopped(server, name: str) -> bool:
-    return (
-        server.logged(f"^html: {name} stopped, the client disconnected$") != []
-    )
+    return server.logged(f"^html: {name} stopped: client disconnected$") != []
 
 
 def test_a_disconnect_stops_all_work(start, command):
