@@ -106,9 +106,7 @@ def relay(answer, wants_stream=False):
             if len(body) > MAX_ANSWER_BYTES:
                 raise ModelError("The answer is too large.")
     if status != 200 and not 400 <= status < 600:
-        raise ModelError(
-            f"The language model returned {status}."
-        )
+        raise ModelError(f"The language model returned {status}.")
     headers = {"Content-Type": "application/json"}
     if retry_after := upstream.headers.get("Retry-After"):
         headers["Retry-After"] = retry_after
