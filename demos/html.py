@@ -7,8 +7,8 @@ ready, with a script that moves the part into its place.
 
 Notice: the fastest part arrives after one second. All have arrived
 after three, the time of the slowest. Without JavaScript, you can
-read the parts below the placeholders. This is no event stream, so
-the browser does not reconnect.
+read the parts below the placeholders. This is not an event stream,
+so the browser does not reconnect.
 
 Try: set “What fails” to mail and press Start. After two seconds the
 page says that mail failed, and the terminal says why. The other
