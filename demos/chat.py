@@ -1,19 +1,20 @@
 """Chat: show the answer as it streams in
 
 Append text safely, scroll politely, and stop on demand. Each event
-carries a few more characters of the answer, as JSON. The last one
-carries the action `terminate`, and the page closes the connection.
-Each question stands alone: the model does not see the conversation
-so far.
+carries a few more characters of the answer, as JSON. The last event
+carries the action `terminate`, on which the page closes the
+connection. The model sees each question alone, without the
+conversation so far.
 
 Notice: the page appends text nodes and never rewrites what is
-there. So a selection stays, and nothing in an answer becomes
+there. So your selection stays, and nothing in an answer becomes
 markup. The page scrolls with the answer only while you are at its
 end.
 
 Try: send "Attack this page". The offline model answers with scripts
-and images, and all of them stay text. Send another message and
-select a word of the answer while it streams: the selection stays.
+and images, and all of them stay text. Send it again, and select a
+word while the answer grows: the selection stays. It would vanish if
+the page set `textContent += text`.
 
     curl -N "http://127.0.0.1:5000/stream?prompt=How+do+I+reconnect"
 """
@@ -25,8 +26,8 @@ from language_model import ModelError, ask, deltas
 from sse import Event, EventStream, keep_alive
 
 MAX_PROMPT_CHARACTERS = 4000
-NOTICE_SECONDS = 0.5  # until a disconnect is noticed: tokens cost
-DAY_MS = 24 * 60 * 60 * 1000  # no early reconnect asks again
+NOTICE_SECONDS = 0.5  # to notice a disconnect: tokens cost money
+DAY_MS = 24 * 60 * 60 * 1000  # retry delay: never ask twice
 
 bp = Blueprint("chat", __name__)
 bp.before_request(same_origin_only)  # an answer costs money
@@ -36,7 +37,7 @@ bp.before_request(same_origin_only)  # an answer costs money
 def stream():
     prompt = query_text("prompt", 1, MAX_PROMPT_CHARACTERS)
     if "Last-Event-ID" in request.headers:
-        return "", 204  # nobody pays for a prompt twice
+        return "", 204  # never pay twice for a prompt
     answer = ask([{"role": "user", "content": prompt}])
     events = keep_alive(chat(answer), NOTICE_SECONDS, answer.close)
     return EventStream(events, retry=DAY_MS)

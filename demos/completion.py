@@ -1,14 +1,14 @@
 """Completion: stream an OpenAI answer to the browser
 
-Read one event stream, write another, and keep the API key on the
-server. A language model sends its answer as an event stream, token
-by token. The server reads it and sends each piece to the browser's
-EventSource. The key never reaches a browser.
+Read one event stream, write another, and keep the API key away from
+the browser. A language model's API sends its answer as an event
+stream, token by token. The server reads it and sends each piece on
+to the browser's EventSource. Only the API receives the key.
 
 Notice: each event is a bare piece of text, with its spaces and line
-breaks. The end is an event `done`, and a failure is an event
-`failed`. A browser that reconnects in mid-answer gets 204, so you
-never pay twice for a prompt.
+breaks. The last event is `done`, or `failed` with a reason. A
+browser that reconnects in mid-answer gets 204, so you never pay
+twice for a prompt.
 
 Try: with `flask run --reload`, change `Event(text, id=id)` to
 `Event(text.upper(), id=id)`, save, and ask again. The answer
@@ -24,8 +24,8 @@ from language_model import ModelError, ask, deltas
 from sse import Event, EventStream, keep_alive
 
 MAX_PROMPT_CHARACTERS = 4000
-NOTICE_SECONDS = 0.5  # until a disconnect is noticed: tokens cost
-DAY_MS = 24 * 60 * 60 * 1000  # no early reconnect asks again
+NOTICE_SECONDS = 0.5  # to notice a disconnect: tokens cost money
+DAY_MS = 24 * 60 * 60 * 1000  # retry delay: never ask twice
 
 bp = Blueprint("completion", __name__)
 bp.before_request(same_origin_only)  # an answer costs money
@@ -35,7 +35,7 @@ bp.before_request(same_origin_only)  # an answer costs money
 def stream():
     prompt = query_text("prompt", 1, MAX_PROMPT_CHARACTERS)
     if "Last-Event-ID" in request.headers:
-        return "", 204  # nobody pays for a prompt twice
+        return "", 204  # never pay twice for a prompt
     answer = ask([{"role": "user", "content": prompt}])
     events = complete(answer)
     events = keep_alive(events, NOTICE_SECONDS, answer.close)

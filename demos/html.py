@@ -2,17 +2,18 @@
 
 One ordinary response can send its parts in any order. The server
 sends the page immediately, with a placeholder for each slow part.
-The parts are computed in parallel. Each is sent as soon as it is
-ready, with a script that moves it into place.
+It computes the parts in parallel, and sends each as soon as it is
+ready, with a script that moves the part into its place.
 
-Notice: the fastest part arrives after one second, and all of them
-after three, the time of the slowest. Without JavaScript, the parts
-are readable as well, below the placeholders. This is not an event
-stream: nothing reconnects.
+Notice: the fastest part arrives after one second. All have arrived
+after three, the time of the slowest. Without JavaScript, you can
+read the parts below the placeholders. This is not an event stream,
+so the browser does not reconnect.
 
-Try: set “What fails” to mail and press Start. After two seconds its
-place says so, the terminal says why, and the rest arrives. Then
-press Start and Stop: the terminal says that the work has stopped.
+Try: set “What fails” to mail and press Start. After two seconds the
+page says that mail failed, and the terminal says why. The other
+parts arrive. Then press Start and Stop: the terminal says that the
+work has stopped.
 
     curl -N http://127.0.0.1:5000/stream/html
 """
@@ -25,7 +26,7 @@ from flask import Blueprint, Response, abort, request
 from markupsafe import Markup
 
 PARTS = {"trains": 3, "weather": 1, "mail": 2}  # seconds of work
-NOTICE_SECONDS = 0.5  # until a disconnect is noticed
+NOTICE_SECONDS = 0.5  # to notice a disconnect
 HEADERS = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
@@ -42,8 +43,8 @@ HEAD = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>This morning</title>
 <h1>This morning</h1>
-<p>The server needs a few seconds for some parts of this page. It
-prepares them in parallel, and sends each as soon as it is ready.
+<p>Some parts of this page take the server a few seconds. It
+prepares them in parallel and sends each as soon as it is ready.
 A short script then moves the part into its place. Without
 JavaScript, the parts stay below their places.</p>
 """
@@ -70,10 +71,10 @@ def stream():
 
 def work(name, seconds, fail, closed):
     if closed.wait(seconds):
-        logger.info("html: %s stopped, nobody waits for it", name)
+        logger.info("html: %s stopped: client disconnected", name)
         return ""
     if name == fail:
-        raise OSError("It cannot be reached.")
+        raise OSError("The service is unreachable.")
     return f"Ready after {seconds} s of work."
 
 
@@ -82,7 +83,7 @@ def part(name, seconds, fail, closed):
         text = work(name, seconds, fail, closed)
     except Exception:
         logger.exception("html: %s failed", name)
-        text = "This part has failed."
+        text = "This part failed."
     return PART.format(name, text) + MOVE
 
 

@@ -1,18 +1,19 @@
 """Markdown: render a streaming answer as safe HTML
 
-Render a model's Markdown block by block, sanitize it, and never
-redraw the rest. The server turns the Markdown into HTML with one
-library and sanitizes the HTML with another. Only the block that is
-still growing is sent again, and a long one less often.
+Render an answer block by block, as sanitized HTML, and never redraw
+a finished block. The server renders the model's Markdown with one
+library and sanitizes the HTML with another. It resends only the
+block that is still growing, and a long one less often.
 
-Notice: the HTML is sanitized, not the Markdown, and an event
+Notice: the server sanitizes the HTML, not the Markdown. An event
 `blocked` reports each removal. Images are removed too, because the
-address of an image can leak what the page knows. The page cleans
-the HTML once more, before it shows it.
+URL of an image can leak what the page knows. The page sanitizes the
+HTML once more before it shows it.
 
 Try: with `flask run --reload`, change `DRAW_SECONDS = 0.1` to 1,
 save, and press Ask. The answer grows once a second. Then press
-Attack, and see what is removed.
+Attack: none of its scripts run, and the second box lists what was
+removed.
 
     curl -N "http://127.0.0.1:5000/stream/markdown?prompt=Markdown"
 """
@@ -28,7 +29,7 @@ from sse import Event, EventStream, keep_alive
 
 MAX_PROMPT_CHARACTERS = 4000
 DRAW_SECONDS = 0.1
-DAY_MS = 24 * 60 * 60 * 1000  # no early reconnect asks again
+DAY_MS = 24 * 60 * 60 * 1000  # retry delay: never ask twice
 
 bp = Blueprint("markdown", __name__)
 bp.before_request(same_origin_only)  # an answer costs money
@@ -38,7 +39,7 @@ bp.before_request(same_origin_only)  # an answer costs money
 def stream():
     prompt = query_text("prompt", 1, MAX_PROMPT_CHARACTERS)
     if "Last-Event-ID" in request.headers:
-        return "", 204  # nobody pays for a prompt twice
+        return "", 204  # never pay twice for a prompt
     answer = ask([{"role": "user", "content": prompt}])
     pieces = keep_alive(deltas(answer), DRAW_SECONDS, answer.close)
     return EventStream(blocks(pieces), retry=DAY_MS)
@@ -49,7 +50,7 @@ def blocks(pieces, clock=time.monotonic):
     end = Event("[DONE]", event="done")
     try:
         for piece in pieces:
-            if piece is None:  # the model pauses: draw all it wrote
+            if piece is None:  # the model pauses: draw now
                 yield None
             else:
                 markdown.add(piece)

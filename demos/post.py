@@ -1,19 +1,19 @@
 """Post: stream the response to a POST
 
-An EventSource can only GET, without a body or headers of yours;
-`fetch` has both. The page sends a POST and reads the event stream
-in its response with `event-stream.js`, a small module that is worth
-copying.
+Read an event stream with `fetch`: body, headers, abort. An
+EventSource sends only GET requests, without a body and without
+headers of your own. With `fetch`, the page sends a POST. It reads
+the response with `event-stream.js`, a small module to copy.
 
 Notice: the first event reports what arrived at the server: the
 method, your header and the body. Leaving the loop, or aborting the
-request, closes the connection. `fetch` does not reconnect; that is
+request, closes the connection. `fetch` does not reconnect: that is
 up to your script.
 
-Try: in the Wire panel, add `?interval=2` to the path and press
-Send. The members of the JSON object arrive two seconds apart. Then
-delete a brace: the response is a 400 with a sentence that a page
-can show, not an event stream.
+Try: open the Wire panel, add `?interval=2` to the path, and press
+Send. The member of the JSON object arrives two seconds after the
+first event. Then delete a brace of the JSON and press Send: the
+response is a 400 with a sentence, not an event stream.
 
     curl -N --json '{"city": "Paris"}' http://127.0.0.1:5000/api/sse
 """

@@ -1,17 +1,17 @@
 """Relay: an OpenAI-compatible endpoint
 
 Any OpenAI client can use your server, without your API key. The
-server passes a Chat Completions request on with its own key, and
-passes the answer back byte by byte, as it arrives.
+server forwards a Chat Completions request with its own key. It
+returns the answer byte by byte, as it arrives.
 
-Notice: the stream is not parsed, so the relay can do whatever the
-API can do. It adds three things: a comment during silence, so that
-no proxy closes the connection; an error event if the answer breaks
-off; and the error object that clients expect. It limits what a
-caller may ask for, because you pay.
+Notice: the relay does not parse the stream, so it supports whatever
+the API supports. During silence it sends a comment, so no proxy
+closes the connection. If the answer breaks off, it sends an error
+event. Every other error is the error object that OpenAI clients
+expect. The relay limits each request, because you pay for it.
 
 Try: with `flask run --reload`, change `NOTICE_SECONDS = 0.5` to
-0.01, save, and open the Wire panel. A comment fills every pause
+0.01, save, and open the Wire panel. Comments fill every pause
 between two words.
 
     curl -N http://127.0.0.1:5000/v1/chat/completions --json \
@@ -35,7 +35,7 @@ MAX_BODY_BYTES = 512 * 1024
 MAX_ANSWER_BYTES = 4 * 1024 * 1024  # if it is not streamed
 MAX_CHOICES = 1
 MAX_TOKENS = 16_384
-NOTICE_SECONDS = 0.5  # until a disconnect is noticed: tokens cost
+NOTICE_SECONDS = 0.5  # to notice a disconnect: tokens cost money
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ALLOWED = {"chat/completions": ["POST"], "models": ["GET"]}
 HEADERS = {
@@ -43,8 +43,8 @@ HEADERS = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
-# With its blank line, because the stream has no ids: some clients
-# drop an event that begins with a comment.
+# Some clients drop an event that starts with a comment, so a blank
+# line ends it. That is safe here, because the events have no ids.
 COMMENT = b": keep-alive\n\n"
 TOKENS = ("max_completion_tokens", "max_tokens")
 BLANKS = (b"\n\n", b"\r\r", b"\r\n\r\n")
@@ -74,7 +74,7 @@ def models():
 
 
 @bp.route("/v1/<path:path>", methods=METHODS)
-def others(path):
+def unknown(path):
     if path in ALLOWED:
         raise MethodNotAllowed(ALLOWED[path])
     abort(404, f"There is no /v1/{path} here.")
@@ -85,20 +85,20 @@ def limit(body, highest, *names):
         value = body.get(name)
         is_right = type(value) is int and 1 <= value <= highest
         if value is not None and not is_right:
-            abort(
-                400, f"{name} must be an integer, 1 to {highest}."
-            )
+            allowed = f"an integer from 1 to {highest}"
+            abort(400, f"{name} must be {allowed}.")
 
 
 def relay(answer, wants_stream=False):
     upstream, chunks = answer.open(), iter(answer)
     status = upstream.status_code
-    kind = upstream.headers.get("Content-Type", "")
-    first = b"" if "event-stream" in kind else next(chunks, b"")
+    media_type = upstream.headers.get("Content-Type", "")
+    is_stream = "event-stream" in media_type
+    first = b"" if is_stream else next(chunks, b"")
     is_page = first.lstrip().startswith((b"{", b"<"))
     if wants_stream and status == 200 and not is_page:
         items = keep_alive(chunks, NOTICE_SECONDS, answer.close)
-        return Response(relayed(first, items), headers=HEADERS)
+        return Response(relay_events(first, items), headers=HEADERS)
     body = bytearray(first)
     with closing(answer):
         for chunk in chunks:
@@ -106,24 +106,24 @@ def relay(answer, wants_stream=False):
             if len(body) > MAX_ANSWER_BYTES:
                 raise ModelError("The answer is too large.")
     if status != 200 and not 400 <= status < 600:
-        raise ModelError(f"The language model answered {status}.")
+        raise ModelError(f"The language model returned {status}.")
     headers = {"Content-Type": "application/json"}
     if retry_after := upstream.headers.get("Retry-After"):
         headers["Retry-After"] = retry_after
-    return without_key(bytes(body), status), status, headers
+    return redact_key(bytes(body), status), status, headers
 
 
-def without_key(body, status):
+def redact_key(body, status):
     try:  # JSON escapes can hide the key
         text = json.dumps(json.loads(body), allow_nan=False)
     except (ValueError, RecursionError):
         status = 502 if status == 200 else status
-        message = "The language model sent no JSON."
+        message = "The language model did not send JSON."
         raise ModelError(message, status) from None
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     quoted_key = json.dumps(key)[1:-1]
     found = quoted_key in text or key.encode() in body
-    if found and len(key) > 7:  # local models take a dummy
+    if found and len(key) > 7:  # a shorter key is a dummy
         return text.replace(quoted_key, "***")
     return body
 
@@ -135,19 +135,19 @@ def error_object(message, status):
 
 
 @bp.errorhandler(ModelError)
-def no_answer(error):
+def model_error(error):
     return error_object(str(error), error.status), error.status
 
 
 @bp.errorhandler(HTTPException)
-def refusal(error):
+def http_error(error):
     body = error_object(error.description, error.code)
     headers = dict(error.get_headers())
     headers["Content-Type"] = "application/json"
     return body, error.code, headers
 
 
-def relayed(first, items):
+def relay_events(first, items):
     tail, is_complete, problem = b"\n\n", False, BROKEN_OFF
     try:
         for chunk in chain([first], items):
@@ -156,7 +156,7 @@ def relayed(first, items):
             yield chunk
             tail += chunk
             is_complete = is_complete or END.search(tail)
-            tail = tail[-100:]  # an end may arrive in two chunks
+            tail = tail[-100:]  # chunks can split the end
     except ModelError as error:
         problem = str(error)
     finally:

@@ -1,5 +1,4 @@
 import json
-import re
 import time
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -23,10 +22,10 @@ import language_model
 from app import create_app
 from event_source import parse_events
 
-LEAVE_SECONDS = 2
+NOTICE_SECONDS = 2
 RETRY = b"retry: 86400000\n"
 PROMPT = "/stream?prompt=Hi"
-LOST = "The connection was refused or lost."
+FAILED = "The connection failed."
 
 one_server = pytest.mark.parametrize("command", ["flask"], indirect=True)
 
@@ -148,7 +147,7 @@ def test_the_prompt_goes_to_the_upstream_with_the_key(client, upstream):
     [silent_after_headers, silent_in_mid_answer],
     ids=["after headers", "in mid-answer"],
 )
-def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
+def test_a_disconnect_closes_the_connection_to_the_upstream(
     online, upstream, answer
 ):
     upstream.answer = answer
@@ -159,9 +158,9 @@ def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
     (connection,) = upstream.connections
     assert not connection.left.is_set()
     client.close()
-    left_at = time.monotonic()
+    closed_at = time.monotonic()
     wait_until(connection.left.is_set)
-    assert connection.left_at - left_at < LEAVE_SECONDS
+    assert connection.left_at - closed_at < NOTICE_SECONDS
 
 
 # What is refused, and costs nothing
@@ -240,13 +239,12 @@ def test_question_and_answer_become_bubbles_of_plain_text(chat, upstream):
 
 
 @one_server
-def test_a_message_is_sent_unless_empty_and_its_field_is_ready(chat, upstream):
+def test_a_message_is_sent_unless_it_is_empty(chat, upstream):
     field = chat.get_by_label("Message")
     send(chat, "")
     assert bubbles(chat) == []
     send(chat, "First")
     assert bubbles(chat)[0] == ["question", "First"]
-    expect(field).to_be_focused()
     expect(field).to_have_value("")
     expect_state(chat, "closed")
     field.fill("Second")
@@ -258,24 +256,23 @@ def test_a_message_is_sent_unless_empty_and_its_field_is_ready(chat, upstream):
 
 
 def log_for_screen_readers(page: Page) -> dict:
-    """Return what Chromium tells assistive technology of the log."""
+    """Return how Chromium describes the log to assistive technology."""
     tree = page.context.new_cdp_session(page).send(
         "Accessibility.getFullAXTree"
     )
     (log,) = (
-        {"name": node["name"]["value"]}
-        | {one["name"]: one["value"]["value"] for one in node["properties"]}
+        {one["name"]: one["value"]["value"] for one in node["properties"]}
         for node in tree["nodes"]
-        if node.get("role", {}).get("value") == "log"
+        if node.get("name", {}).get("value") == "Conversation"
     )
-    return {key: log.get(key) for key in ("name", "live", "busy")}
+    return {key: log.get(key) for key in ("live", "busy")}
 
 
 @one_server
 def test_log_is_busy_and_a_progressbar_waits_for_the_first_token(
     chat, upstream
 ):
-    idle = {"name": "Conversation", "live": "polite", "busy": None}
+    idle = {"live": "polite", "busy": None}
     bar = chat.get_by_role("progressbar", name="Waiting for the first token")
     assert log_for_screen_readers(chat) == idle
     assert bar.count() == 0
@@ -335,7 +332,7 @@ TO_END = "log => log.scrollHeight - log.clientHeight - log.scrollTop"
 
 
 @one_server
-def test_follows_the_end_only_while_the_reader_is_there(chat, upstream):
+def test_the_log_scrolls_only_while_its_end_is_in_sight(chat, upstream):
     page_long = "line\n" * 40
     upstream.answer = stream(
         *(delta(page_long + "one"), PAUSE, delta(page_long + "two"), PAUSE),
@@ -365,7 +362,7 @@ def test_follows_the_end_only_while_the_reader_is_there(chat, upstream):
         (silent_in_mid_answer, [["answer", "Hello"]]),
     ],
 )
-def test_stop_keeps_what_there_is_and_stops_the_model(
+def test_stop_keeps_the_text_so_far_and_stops_the_model(
     chat, upstream, answer, left
 ):
     upstream.answer = answer
@@ -380,17 +377,17 @@ def test_stop_keeps_what_there_is_and_stops_the_model(
     assert bubbles(chat) == [["question", "Hi"], *left]
     (connection,) = upstream.connections
     wait_until(connection.left.is_set)
-    assert connection.left_at - stopped < LEAVE_SECONDS
+    assert connection.left_at - stopped < NOTICE_SECONDS
 
 
 @one_server
-def test_asking_again_ends_the_answer_before_and_keeps_it(chat, upstream):
+def test_a_new_question_stops_the_previous_answer_and_keeps_it(chat, upstream):
     upstream.answer = silent_in_mid_answer
     send(chat, "First?")
     expect_answer(chat, "Hello")
     upstream.answer = stream(delta("Second"), end="silent")
     send(chat, "Second?")
-    wait_until(upstream.connections[0].left.is_set, LEAVE_SECONDS + 1)
+    wait_until(upstream.connections[0].left.is_set, NOTICE_SECONDS + 1)
     expect_answer(chat, "Second")
     expect_state(chat, "open")
     assert bubbles(chat) == [
@@ -419,16 +416,17 @@ def test_page_shows_why_an_answer_is_incomplete(chat, upstream):
 
 @one_server
 def test_page_shows_that_the_server_refused(chat, upstream):
+    field = chat.get_by_label("Message")
+    field.evaluate("field => { field.value = 'x'.repeat(4001); }")
     with chat.expect_event("console") as console:
-        chat.evaluate("ask('x'.repeat(4001))")  # the field would not let it
-    expect_state(chat, "closed")
-    assert bubbles(chat)[1:] == [["problem", LOST]]
+        chat.get_by_role("button", name="Send").click()
+    expect(chat.locator("#log > * + *")).to_have_text(FAILED)
     assert "400" in console.value.text
     assert upstream.requests == []
     chat.problems.clear()
 
 
-def test_page_shows_that_the_server_is_lost_and_then_gone(start, page):
+def test_page_shows_that_the_connection_failed(start, page):
     server: Server = start("flask run", FLASK_OFFLINE_WORD_SECONDS="0.2")
     page.goto(f"{server.url}/demos/chat")
     send(page, "First")
@@ -436,32 +434,15 @@ def test_page_shows_that_the_server_is_lost_and_then_gone(start, page):
     expect(answer).to_contain_text("Server")
     with page.expect_event("console"):
         server.stop()
-    expect_state(page, "closed")
+    expect(page.locator("#log .problem")).to_have_count(1)
     with page.expect_event("console"):
         send(page, "Second")
-    expect_state(page, "closed")
+    expect(page.locator("#log .problem")).to_have_count(2)
     assert bubbles(page) == [
         ["question", "First"],
         ["answer", answer.text_content()],
-        ["problem", LOST],
+        ["problem", FAILED],
         ["question", "Second"],
-        ["problem", LOST],
+        ["problem", FAILED],
     ]
     page.problems.clear()
-
-
-def test_compare_shows_that_rewriting_takes_longer(lesson_page):
-    page = lesson_page("chat")
-    assert page.locator("#comparison").is_hidden()
-    page.get_by_role("button", name="Compare").click()
-    appended, rewritten = (
-        page.get_by_role("region", name=name).text_content()
-        for name in ("Appended", "Rewritten")
-    )
-    assert appended.startswith("token1 token2 ")
-    assert rewritten == appended
-    quick, slow = (
-        float(re.fullmatch(r"([\d.]+) ms of script for [\d,]+ tokens", text)[1])
-        for text in page.locator("#comparison output").all_text_contents()
-    )
-    assert quick < slow

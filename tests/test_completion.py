@@ -24,7 +24,7 @@ from app import create_app
 from demos import completion
 from event_source import parse_events
 
-LEAVE_SECONDS = 2
+NOTICE_SECONDS = 2
 RETRY = b"retry: 86400000\n"
 FINISHED = b"event: done\ndata: [DONE]\n\n"
 PROMPT = "/completion?prompt=Hi"
@@ -70,7 +70,7 @@ def failed(sentence: str) -> bytes:
 # The answer
 
 
-def test_an_answer_is_a_message_per_delta_and_then_done(client, upstream):
+def test_an_answer_is_one_message_per_delta_and_then_done(client, upstream):
     upstream.answer = stream(
         ROLE, delta("  One\n\n two"), delta(" "), delta("\r\n三"), FINISH, DONE
     )
@@ -155,7 +155,9 @@ def test_comments_are_sent_while_the_model_thinks(
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_one_event_failed_and_the_end(client, upstream, name):
+def test_a_fault_becomes_an_event_failed_and_ends_the_stream(
+    client, upstream, name
+):
     upstream.answer, sentence, texts = FAULTS[name]
     response = client.get(PROMPT)
     assert response.status_code == 200
@@ -193,7 +195,7 @@ def test_an_unreachable_upstream_is_a_fault(client, monkeypatch, url):
     [silent_after_headers, silent_in_mid_answer],
     ids=["after headers", "in mid-answer"],
 )
-def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
+def test_a_disconnect_closes_the_connection_to_the_upstream(
     online, upstream, answer
 ):
     upstream.answer = answer
@@ -204,9 +206,9 @@ def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
     (connection,) = upstream.connections
     assert not connection.left.is_set()
     client.close()
-    left_at = time.monotonic()
+    closed_at = time.monotonic()
     wait_until(connection.left.is_set)
-    assert connection.left_at - left_at < LEAVE_SECONDS
+    assert connection.left_at - closed_at < NOTICE_SECONDS
 
 
 # What is refused, and costs nothing
@@ -255,7 +257,9 @@ def test_the_key_is_on_no_page(client, path):
 
 
 @one_server
-def test_page_shows_the_answer_or_why_there_is_none(online, upstream, page):
+def test_page_shows_the_answer_or_the_reason_for_a_failure(
+    online, upstream, page
+):
     upstream.answer = stream(
         ROLE, delta("Hello"), delta(" <b>you</b>"), FINISH, DONE
     )
@@ -271,7 +275,7 @@ def test_page_shows_the_answer_or_why_there_is_none(online, upstream, page):
 
 
 @one_server
-def test_page_that_stops_an_answer_stops_the_model(online, upstream, page):
+def test_the_stop_button_stops_the_model(online, upstream, page):
     upstream.answer = silent_in_mid_answer
     page.goto(f"{online.url}/demos/completion")
     page.get_by_role("button", name="Ask").click()
@@ -280,7 +284,7 @@ def test_page_that_stops_an_answer_stops_the_model(online, upstream, page):
     stopped_at = time.monotonic()
     (connection,) = upstream.connections
     wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < LEAVE_SECONDS
+    assert connection.left_at - stopped_at < NOTICE_SECONDS
 
 
 RECONNECTING_PAGE = """
@@ -301,10 +305,10 @@ RECONNECTING_PAGE = """
 
 
 @one_server
-def test_no_browser_sends_a_prompt_twice_though_no_id_has_come(
+def test_a_browser_without_an_id_does_not_send_a_prompt_twice(
     online, upstream, page
 ):
-    """When `hello` has reconnected, `completion` could be back, too."""
+    """Once `hello` has reconnected, `completion` could have, too."""
     upstream.answer = FAULTS["401"].answer
     page.goto(f"{online.url}/demos/completion")
     assert page.evaluate(RECONNECTING_PAGE) == [0]

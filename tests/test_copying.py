@@ -66,8 +66,11 @@ def test_a_copied_lesson_streams_and_its_page_runs(copied, page):
         assert client.header("Content-Type") == media_type(name)
         assert next(client.chunks())
     page.goto(f"{server.url}/")
-    page.locator("#start, #form > button").first.click()
-    page.get_by_text("open", exact=True).first.wait_for()
+    with page.expect_response(
+        lambda one: one.headers.get("content-type") == media_type(name)
+    ) as streaming:
+        page.locator("#start, #form > button").first.click()
+    assert streaming.value.status == 200
 
 
 def test_the_readme_names_the_parts_that_each_part_needs():

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from demos import html
 from demos.html import HEAD, PARTS, SCRIPT
 
-FAILED = "This part has failed."
+FAILED = "This part failed."
 READY = {name: f"Ready after {PARTS[name]} s of work." for name in PARTS}
 
 
@@ -53,7 +53,7 @@ def test_a_part_is_sent_as_soon_as_it_is_ready(monkeypatch):
     assert list(page) == []
 
 
-def test_the_page_begins_with_enough_text_for_webkit_to_paint():
+def test_the_page_starts_with_enough_text_for_webkit_to_paint():
     with closing(html.page("", dict.fromkeys(PARTS, 0))) as page:
         body = next(page).partition("</title>")[2]
     text = re.sub("<.+?>", "", body)
@@ -69,7 +69,7 @@ def test_one_part_fails_alone_and_only_the_log_shows_why(fail, caplog):
     assert all(one in page for one in parts)
     assert len(page) == len(beginning(PARTS) + "".join(parts))
     assert caplog.messages == [f"html: {fail} failed"]
-    assert "OSError: It cannot be reached." in caplog.text
+    assert "OSError: The service is unreachable." in caplog.text
 
 
 def test_the_text_of_a_part_is_escaped(monkeypatch):
@@ -97,8 +97,8 @@ def test_work_and_threads_end_with_the_page(caplog):
     page.close()
     assert set(threading.enumerate()) <= before
     assert sorted(caplog.messages) == [
-        "html: slow stopped, nobody waits for it",
-        "html: slower stopped, nobody waits for it",
+        "html: slow stopped: client disconnected",
+        "html: slower stopped: client disconnected",
     ]
 
 
@@ -116,7 +116,7 @@ def test_headers_let_it_stream_and_only_its_own_script_run(server):
     assert "unsafe" not in " ".join(policy)
 
 
-def test_the_page_begins_immediately_and_the_fastest_part_comes_first(server):
+def test_the_page_starts_immediately_and_the_fastest_part_comes_first(server):
     texts = READY | {"mail": FAILED}
     with server.get("/stream/html?fail=mail") as client:
         chunks = client.chunks()
@@ -129,7 +129,7 @@ def test_the_page_begins_immediately_and_the_fastest_part_comes_first(server):
         assert b"".join(chunks).strip() == b""
 
 
-def test_refuses_to_fail_another_part(client):
+def test_an_unknown_part_to_fail_is_refused(client):
     response = client.get("/stream/html?fail=nope")
     assert response.status_code == 400
     assert response.json == {
@@ -138,7 +138,7 @@ def test_refuses_to_fail_another_part(client):
 
 
 def has_stopped(server, name: str) -> bool:
-    return server.logged(f"^html: {name} stopped, nobody waits for it$") != []
+    return server.logged(f"^html: {name} stopped: client disconnected$") != []
 
 
 def test_a_disconnect_stops_all_work(start, command):
@@ -180,9 +180,7 @@ def test_each_part_replaces_its_placeholder(page: Page, lesson_page):
     page.on("request", lambda request: requests.append(request))
     page.get_by_label("What fails").select_option("weather")
     page.get_by_role("button", name="Start").click()
-    state = page.locator("#state")
-    expect(state).to_have_text("open")
-    expect(state).to_have_text(re.compile(r"^closed after 3\.\d s$"))
+    page.frame_locator("#frame").locator("#trains-part").wait_for()
 
     frame = page.frames[-1]
     steps = [
@@ -225,7 +223,6 @@ def test_stop_keeps_what_has_arrived_and_stops_the_work(start, page: Page):
     expect(frame.locator("#weather-part")).to_contain_text(READY["weather"])
     page.get_by_role("button", name="Stop").click()
     wait_until(lambda: has_stopped(server, "trains"))
-    assert page.locator("#state").text_content() == "closed"
     assert {"trains", "weather-part"} <= set(ids(frame))
 
 
@@ -245,12 +242,11 @@ def test_starting_again_adds_nothing_to_the_history(lesson_page):
 HIDE = "dispatchEvent(new PageTransitionEvent('pagehide'))"
 
 
-def test_a_page_restored_by_back_is_closed(lesson_page):
+def test_the_frame_stops_loading_when_the_page_is_left(lesson_page):
     page = lesson_page("html")
     page.get_by_role("button", name="Start").click()
     page.frame_locator("#frame").locator("#weather-part").wait_for()
     page.evaluate(HIDE)
-    expect(page.locator("#state")).to_have_text("closed")
     assert page.frames[-1].evaluate("document.readyState") != "loading"
 
 
@@ -258,7 +254,7 @@ def test_a_page_restored_by_back_is_closed(lesson_page):
 def test_a_page_aborts_a_fetch_that_it_could_not_resume(lesson_page, name):
     page = lesson_page(name)
     page.locator("#form button").first.click()
-    expect(page.locator("#state")).to_have_text("open")
+    expect(page.locator("#state")).to_contain_text("open")
     with page.expect_event("requestfailed"):  # it did not end by itself
         page.evaluate(HIDE)
 

@@ -1,5 +1,4 @@
 import json
-import re
 import time
 from collections.abc import Iterator
 
@@ -24,7 +23,7 @@ from app import create_app
 from demos.markdown import DRAW_SECONDS, blocks
 from event_source import parse_events
 
-LEAVE_SECONDS = 2
+NOTICE_SECONDS = 2
 RETRY = b"retry: 86400000\n"
 FINISHED = b"event: done\ndata: [DONE]\n\n"
 PROMPT = "/stream/markdown?prompt=Hi"
@@ -97,7 +96,7 @@ def test_an_answer_is_blocks_and_then_done(client, upstream):
     assert request.headers["Authorization"] == f"Bearer {KEY}"
 
 
-def test_what_is_removed_is_reported_after_its_block(client, upstream):
+def test_each_removal_is_reported_after_its_block(client, upstream):
     upstream.answer = stream(delta("a <img\n"), delta("src=b>"), FINISH, DONE)
     body = spoken(client.get(PROMPT).data)
     reported = '"where":"the text"}\n\n', 'src=\\"b\\"","where":"<img>"}\n\n'
@@ -111,7 +110,7 @@ def test_what_is_removed_is_reported_after_its_block(client, upstream):
     )
 
 
-def test_open_block_is_drawn_at_most_ten_times_a_second():
+def test_the_growing_block_is_sent_at_most_ten_times_a_second():
     times = [at for at, _, _ in sent(["word "] * 100, seconds_apart=0.02)]
     assert 18 <= len(times) <= 21
     gaps = [b - a for a, b in zip(times, times[1:-1], strict=False)]
@@ -129,7 +128,7 @@ def test_a_finished_block_is_never_sent_again():
     assert events[-1].event == "done"
 
 
-def test_open_block_is_drawn_though_the_model_pauses(client, upstream):
+def test_the_growing_block_is_sent_while_the_model_pauses(client, upstream):
     upstream.answer = stream(
         ROLE, delta("One"), delta(" *two"), PAUSE, delta("*"), FINISH, DONE
     )
@@ -145,7 +144,7 @@ def test_open_block_is_drawn_though_the_model_pauses(client, upstream):
 
 
 @pytest.mark.parametrize("name", FAULT_OF_EACH_KIND)
-def test_a_fault_loses_no_text_and_comes_last(client, upstream, name):
+def test_a_fault_loses_no_text_and_is_the_last_event(client, upstream, name):
     fault = FAULTS[name]
     upstream.answer = fault.answer
     body = spoken(client.get(PROMPT).data)
@@ -162,7 +161,7 @@ def test_a_fault_loses_no_text_and_comes_last(client, upstream, name):
     [silent_after_headers, silent_in_mid_answer],
     ids=["after headers", "in mid-answer"],
 )
-def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
+def test_a_disconnect_closes_the_connection_to_the_upstream(
     online, upstream, answer
 ):
     upstream.answer = answer
@@ -173,9 +172,9 @@ def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
     (connection,) = upstream.connections
     assert not connection.left.is_set()
     client.close()
-    left_at = time.monotonic()
+    closed_at = time.monotonic()
     wait_until(connection.left.is_set)
-    assert connection.left_at - left_at < LEAVE_SECONDS
+    assert connection.left_at - closed_at < NOTICE_SECONDS
 
 
 # What is refused, and costs nothing
@@ -219,7 +218,7 @@ def quick(offline, page):
 
 @one_server
 def test_page_shows_the_example_as_rich_text(quick):
-    quick.get_by_role("button", name="Example").click()
+    ask(quick)
     finish(quick)
     answer = quick.get_by_role("log", name="Answer")
     assert answer.get_by_role("heading").count() == 1
@@ -237,12 +236,12 @@ def test_page_shows_the_example_as_rich_text(quick):
 
 
 @one_server
-def test_page_reports_what_the_attack_tried_and_runs_none_of_it(quick):
+def test_page_lists_what_the_attack_tried_and_runs_none_of_it(quick):
     dialogs = []
     quick.on("dialog", lambda dialog: dialogs.append(dialog.dismiss()))
     quick.get_by_role("button", name="Attack").click()
     finish(quick)
-    blocked = quick.get_by_role("log", name="Removed")
+    removed = quick.get_by_role("log", name="Removed").inner_text()
     for report in (
         "block 2: onerror=\"alert('img')\" in <img>",
         "block 2: <svg> in the text",
@@ -250,7 +249,7 @@ def test_page_reports_what_the_attack_tried_and_runs_none_of_it(quick):
         "block 5: <script> in the text",
         'block 8: id="state" in <p>',
     ):
-        assert blocked.get_by_text(report, exact=True).count() == 1
+        assert removed.splitlines().count(report) == 1
     expect(quick.locator("#blocks")).to_contain_text("And a last word")
     assert dialogs == []
 
@@ -266,20 +265,7 @@ BAD_LINKS = [
 
 
 @one_server
-@pytest.mark.parametrize(
-    "change",
-    {
-        "the browser's setHTML": "0",
-        "no setHTML": "delete Element.prototype.setHTML",
-        "a setHTML that keeps all links": """
-            Element.prototype.setHTML = function (html) {
-                this.innerHTML = html;
-            }""",
-    }.items(),
-    ids=lambda change: change[0],
-)
-def test_page_keeps_links_with_good_schemes_only(quick, change):
-    quick.evaluate(change[1])
+def test_page_keeps_only_links_with_good_schemes(quick):
     kept = quick.evaluate(
         """(addresses) => {
             const box = document.createElement("div");
@@ -293,24 +279,6 @@ def test_page_keeps_links_with_good_schemes_only(quick, change):
 
 
 @one_server
-def test_compare_shows_that_rendering_everything_again_takes_longer(quick):
-    ask(quick)
-    finish(quick)
-    assert quick.locator("#comparison").is_hidden()
-    quick.get_by_role("button", name="Compare").click()
-    names = ("Block by block", "Everything again")
-    texts = [
-        quick.get_by_role("region", name=name).inner_text() for name in names
-    ]
-    assert "".join(texts[0].split()) == "".join(texts[1].split()) != ""
-    right, wrong = (
-        float(re.fullmatch(r"([\d.]+) ms for 100 blocks", text)[1])
-        for text in quick.locator("#comparison output").all_text_contents()
-    )
-    assert 0 < right < wrong
-
-
-@one_server
 def test_page_keeps_the_nodes_of_a_finished_block(online, upstream, page):
     upstream.answer = stream(
         delta("One\n\nTwo"), PAUSE, delta("!"), FINISH, DONE
@@ -318,15 +286,15 @@ def test_page_keeps_the_nodes_of_a_finished_block(online, upstream, page):
     page.goto(f"{online.url}/demos/markdown")
     ask(page)
     expect(page.locator("#blocks")).to_contain_text("Two")
-    page.evaluate("() => { window.first = byId('blocks').querySelector('p'); }")
+    page.evaluate("() => { window.first = blocks.querySelector('p'); }")
     upstream.go_on()
     finish(page)
     expect(page.locator("#blocks")).to_have_text("One\nTwo!\n")
-    assert page.evaluate("() => byId('blocks').querySelector('p') === first")
+    assert page.evaluate("() => blocks.querySelector('p') === first")
 
 
 @one_server
-def test_page_shows_why_there_is_no_answer(online, page):
+def test_page_shows_the_reason_for_a_failure(online, page):
     page.goto(f"{online.url}/demos/markdown")
     ask(page)
     sentence = "The language model is unreachable."
@@ -335,7 +303,7 @@ def test_page_shows_why_there_is_no_answer(online, page):
 
 
 @one_server
-def test_page_that_stops_an_answer_stops_the_model(online, upstream, page):
+def test_the_stop_button_stops_the_model(online, upstream, page):
     upstream.answer = silent_in_mid_answer
     page.goto(f"{online.url}/demos/markdown")
     ask(page)
@@ -344,4 +312,4 @@ def test_page_that_stops_an_answer_stops_the_model(online, upstream, page):
     stopped_at = time.monotonic()
     (connection,) = upstream.connections
     wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < LEAVE_SECONDS
+    assert connection.left_at - stopped_at < NOTICE_SECONDS

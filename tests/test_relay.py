@@ -37,7 +37,7 @@ from app import create_app
 from checks import FOREIGN
 from demos import relay
 
-LEAVE_SECONDS = 2
+NOTICE_SECONDS = 2
 PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hi"}]
 CHAT = {"messages": MESSAGES}
@@ -96,7 +96,7 @@ def check_error(response, status: int, sentence: str) -> None:
 # What the upstream gets
 
 
-def test_forwards_unknown_fields_with_the_key_of_the_server(client, upstream):
+def test_unknown_fields_are_forwarded_with_the_server_s_key(client, upstream):
     body = STREAMED | {
         "model": "another",
         "stream_options": {"include_usage": True},
@@ -123,7 +123,7 @@ def test_forwards_unknown_fields_with_the_key_of_the_server(client, upstream):
         ("", {}, language_model.MODEL),
     ],
 )
-def test_the_model_of_the_server_wins(
+def test_the_server_s_model_wins(
     client, upstream, monkeypatch, of_server, of_caller, sent
 ):
     monkeypatch.setenv("OPENAI_MODEL", of_server)
@@ -131,9 +131,7 @@ def test_the_model_of_the_server_wins(
     assert upstream.requests[0].json == CHAT | {"model": sent, "stream": False}
 
 
-def test_without_a_key_of_the_server_the_caller_s_is_not_sent(
-    client, upstream, monkeypatch
-):
+def test_the_caller_s_key_is_never_forwarded(client, upstream, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     headers = {"Authorization": "Bearer caller-key"}
     client.post(PATH, json=CHAT, headers=headers)
@@ -144,7 +142,7 @@ def test_without_a_key_of_the_server_the_caller_s_is_not_sent(
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_relays_an_event_stream_byte_for_byte(client, upstream, framing):
+def test_an_event_stream_is_relayed_byte_for_byte(client, upstream, framing):
     odd = b'\xef\xbb\xbf: hi\r\rid: 7\r\nevent: x\ndata:{"a":  "\xff\xc3"}\n\n'
     upstream.answer = stream(odd, *HELLO, framing=framing)
     response = client.post(PATH, json=STREAMED)
@@ -159,7 +157,9 @@ def test_relays_an_event_stream_byte_for_byte(client, upstream, framing):
     "content_type",
     ["application/json", "application/octet-stream", "text/html; charset=x"],
 )
-def test_streams_whatever_the_content_type(client, upstream, content_type):
+def test_a_stream_with_another_content_type_is_relayed(
+    client, upstream, content_type
+):
     upstream.answer = stream(
         *(delta("One"), PAUSE, FINISH, DONE), content_type=content_type
     )
@@ -170,7 +170,7 @@ def test_streams_whatever_the_content_type(client, upstream, content_type):
         assert spoken(b"".join(response.response)) == FINISH + DONE
 
 
-def test_streams_without_a_content_type(client, upstream):
+def test_a_stream_without_a_content_type_is_relayed(client, upstream):
     def answer(connection):
         connection.send(head("200 OK", "Connection: close"))
         connection.send(b"".join(HELLO))
@@ -183,7 +183,9 @@ def test_streams_without_a_content_type(client, upstream):
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_relays_a_whole_answer_byte_for_byte(client, upstream, framing):
+def test_a_complete_response_is_relayed_byte_for_byte(
+    client, upstream, framing
+):
     upstream.answer = stream(
         COMPLETION, framing=framing, content_type="application/json"
     )
@@ -192,7 +194,7 @@ def test_relays_a_whole_answer_byte_for_byte(client, upstream, framing):
     assert response.content_type == "application/json"
 
 
-def test_relays_the_list_of_models(client, upstream):
+def test_the_list_of_models_is_relayed(client, upstream):
     listed = b'{"object": "list", "data":  []}'
     upstream.answer = page(listed)
     response = client.get("/v1/models", headers={"Authorization": "Bearer x"})
@@ -203,14 +205,14 @@ def test_relays_the_list_of_models(client, upstream):
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_relays_an_unusual_answer_as_it_is(client, upstream, name):
+def test_an_unusual_answer_is_relayed_unchanged(client, upstream, name):
     upstream.answer = stream(*HARMLESS[name])
     response = client.post(PATH, json=STREAMED)
     assert spoken(response.data) == b"".join(HARMLESS[name])
 
 
 @pytest.mark.parametrize("name", BAD_EVENTS)
-def test_relays_events_unread(client, upstream, name):
+def test_events_are_relayed_without_parsing(client, upstream, name):
     bad, _ = BAD_EVENTS[name]
     pieces = (delta("Hello"), bad, b"\n\n", FINISH, DONE)
     upstream.answer = stream(*pieces)
@@ -233,9 +235,7 @@ def test_headers_and_bytes_arrive_immediately(online, upstream, framing):
         assert spoken(b"".join(chunks)) == b""
 
 
-def test_comments_fill_the_silence_between_events_only(
-    client, upstream, monkeypatch
-):
+def test_comments_are_sent_only_between_events(client, upstream, monkeypatch):
     monkeypatch.setattr(relay, "NOTICE_SECONDS", 0.01)
     half = b'data: {"a":1}\r'
     upstream.answer = stream(PAUSE, ROLE, PAUSE, half, PAUSE, b"\n\r\n", DONE)
@@ -275,7 +275,7 @@ def test_a_json_answer_keeps_its_status_and_body(
     assert response.headers.get("Retry-After") == retry_after
 
 
-NO_JSON = "The language model sent no JSON."
+NO_JSON = "The language model did not send JSON."
 
 
 def test_an_answer_that_is_neither_json_nor_a_stream_is_not_relayed(
@@ -294,15 +294,15 @@ def test_an_answer_that_is_neither_json_nor_a_stream_is_not_relayed(
         check_error(client.post(PATH, json=STREAMED), status, NO_JSON)
 
 
-def test_only_a_status_that_clients_know_is_relayed(client, upstream):
+def test_only_a_status_that_clients_expect_is_relayed(client, upstream):
     for status in (201, 204, 302, 399, 600, 999):
         upstream.answer = page(b"{}", f"{status} Whatever")
         response = client.post(PATH, json=CHAT)
-        sentence = f"The language model answered {status}."
+        sentence = f"The language model returned {status}."
         check_error(response, 502, sentence)
 
 
-def test_json_after_blank_lines_is_a_page(client, upstream):
+def test_json_after_blank_lines_is_not_a_stream(client, upstream):
     upstream.answer = page(b"\n\n" + COMPLETION)
     response = client.post(PATH, json=STREAMED)
     assert response.content_type == "application/json"
@@ -343,7 +343,7 @@ def test_silence_before_an_answer_is_504(client, upstream, monkeypatch):
         check_error(response, 504, "The language model is silent.")
 
 
-def test_silence_in_mid_answer_ends_it_with_an_error(
+def test_silence_in_mid_answer_becomes_an_error_event(
     client, upstream, monkeypatch
 ):
     monkeypatch.setattr(language_model, "SILENCE_SECONDS", 1)
@@ -370,7 +370,7 @@ def test_an_answer_that_breaks_off_ends_with_an_error(client, upstream, name):
     assert body.count(b'"error"') == 1
 
 
-def test_an_error_is_an_event_of_its_own_after_half_an_event(client, upstream):
+def test_an_error_after_half_an_event_is_an_event_of_its_own(client, upstream):
     upstream.answer = stream(delta("One"), HALF, end="cut")
     body = spoken(client.post(PATH, json=STREAMED).data)
     assert body == delta("One") + HALF + b"\n\n" + BROKEN_OFF
@@ -417,7 +417,7 @@ def test_a_complete_answer_gets_no_error(client, upstream, pieces, end):
         b": data: [DONE]\n\n",
     ],
 )
-def test_an_answer_is_not_complete_for_what_looks_like_an_end(
+def test_text_that_looks_like_an_end_does_not_complete_an_answer(
     client, upstream, last
 ):
     upstream.answer = stream(ROLE, last)
@@ -426,7 +426,7 @@ def test_an_answer_is_not_complete_for_what_looks_like_an_end(
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_a_page_that_breaks_off_is_502(client, upstream, framing):
+def test_json_that_breaks_off_is_502(client, upstream, framing):
     upstream.answer = stream(
         COMPLETION[:50],
         framing=framing,
@@ -440,7 +440,7 @@ def test_a_page_that_breaks_off_is_502(client, upstream, framing):
     check_error(response, 502, sentence)
 
 
-def test_a_whole_answer_that_is_too_large_is_502(client, upstream):
+def test_a_response_that_is_too_large_is_502(client, upstream):
     upstream.answer = page(b" " * 20 * 2**20)
     response = client.post(PATH, json=CHAT)
     check_error(response, 502, "The answer is too large.")
@@ -478,13 +478,11 @@ LIMITS = {"n": 1, "max_tokens": 16_384, "max_completion_tokens": 16_384}
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_the_caller_asks_for_no_more_than_the_server_pays_for(
-    client, upstream, name
-):
+def test_a_request_over_the_limit_is_400(client, upstream, name):
     highest = LIMITS[name]
     for value in (highest + 1, 0, -1, 1.0, True, "1", [1]):
         response = client.post(PATH, json=CHAT | {name: value})
-        sentence = f"{name} must be an integer, 1 to {highest}."
+        sentence = f"{name} must be an integer from 1 to {highest}."
         check_error(response, 400, sentence)
     assert upstream.requests == []
     for value in (highest, 1, None):
@@ -492,7 +490,7 @@ def test_the_caller_asks_for_no_more_than_the_server_pays_for(
         assert upstream.requests[-1].json[name] == value
 
 
-def test_openai_gets_the_limit_on_tokens_if_the_caller_names_none(
+def test_openai_gets_the_token_limit_if_the_caller_sets_none(
     client, upstream, monkeypatch
 ):
     client.post(PATH, json=CHAT)
@@ -533,7 +531,7 @@ def test_the_limits_of_an_answer_are_settings(app, upstream, monkeypatch):
         (b'{"messages": "Hi"}', NO_LIST),
     ],
 )
-def test_a_body_that_is_no_chat_is_400(client, upstream, body, sentence):
+def test_a_body_without_a_chat_is_400(client, upstream, body, sentence):
     response = client.post(PATH, data=body, content_type="application/json")
     check_error(response, 400, sentence)
     assert upstream.requests == []
@@ -576,7 +574,7 @@ def test_a_foreign_page_gets_403_unless_the_model_is_free(
         assert response.headers["Access-Control-Allow-Origin"] == "*"
 
 
-def test_beyond_the_limit_of_streams_is_503():
+def test_a_stream_over_the_limit_is_503():
     client = create_app({"MAX_STREAMS": 1}).test_client()
     with client.post(PATH, json=STREAMED):
         refused = client.post(PATH, json=STREAMED)
@@ -658,13 +656,13 @@ def test_a_key_that_the_upstream_echoes_is_redacted(
     assert KEY not in f"{response.headers}{response.data}{response.json}"
 
 
-def test_a_dummy_key_is_no_secret(client, upstream, monkeypatch):
+def test_a_dummy_key_is_not_redacted(client, upstream, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "e")
     upstream.answer = page(COMPLETION)
     assert client.post(PATH, json=CHAT).data == COMPLETION
 
 
-# The client leaves
+# The client disconnects
 
 
 def silent_after_headers(connection):
@@ -687,7 +685,7 @@ def writes_on_and_on(connection):
     ],
     ids=["after headers", "in mid-answer", "while it writes"],
 )
-def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
+def test_a_disconnect_closes_the_connection_to_the_upstream(
     online, upstream, answer
 ):
     upstream.answer = answer
@@ -698,9 +696,9 @@ def test_a_client_that_leaves_ends_the_connection_to_the_upstream(
     (connection,) = upstream.connections
     assert not connection.left.is_set()
     client.close()
-    left_at = time.monotonic()
+    closed_at = time.monotonic()
     wait_until(connection.left.is_set)
-    assert connection.left_at - left_at < LEAVE_SECONDS
+    assert connection.left_at - closed_at < NOTICE_SECONDS
 
 
 # The official client
@@ -784,7 +782,7 @@ def test_official_client_works_online(online, upstream):
         ("redirects", openai.APIStatusError),
     ],
 )
-def test_official_client_raises_what_the_upstream_means(
+def test_official_client_raises_the_error_that_fits_the_status(
     official, upstream, name, kind, streams
 ):
     upstream.answer = FAULTS[name].answer
@@ -826,7 +824,9 @@ def expect_end(page, text: str) -> None:
 
 
 @one_server
-def test_page_shows_the_answer_or_why_there_is_none(relay_page, upstream):
+def test_page_shows_the_answer_or_the_reason_for_a_failure(
+    relay_page, upstream
+):
     upstream.answer = stream(
         *(ROLE, event({"choices": None}), delta("Hello"), delta(" <b>you</b>")),
         *(FINISH, DONE),
@@ -845,7 +845,7 @@ def test_page_shows_the_answer_or_why_there_is_none(relay_page, upstream):
 
 
 @one_server
-def test_page_that_stops_an_answer_stops_the_model(relay_page, upstream):
+def test_the_stop_button_stops_the_model(relay_page, upstream):
     upstream.answer = stream(delta("Hello"), end="silent")
     press(relay_page, "Ask")
     expect(relay_page.locator("#answer")).to_have_text("Hello")
@@ -854,4 +854,4 @@ def test_page_that_stops_an_answer_stops_the_model(relay_page, upstream):
     expect_end(relay_page, "Hello")
     (connection,) = upstream.connections
     wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < LEAVE_SECONDS
+    assert connection.left_at - stopped_at < NOTICE_SECONDS

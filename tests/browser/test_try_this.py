@@ -126,12 +126,6 @@ def wire_seconds(page: Page, text: str) -> float:
     return float(wire_row(page, text).inner_text().partition(" s,")[0])
 
 
-def milliseconds(page: Page) -> list[float]:
-    """Return what both sides of a comparison took."""
-    told = page.locator("#comparison output").all_text_contents()
-    return [float(text.partition(" ms")[0]) for text in told]
-
-
 def test_what_each_lesson_says_to_try_is_tried_here():
     assert set(TRIED) == set(NAMES)
     for name, words in TRIED.items():
@@ -230,7 +224,7 @@ def test_the_answer_comes_in_capitals(reloading, reloading_page):
     assert answer.text_content().isupper()
 
 
-@tries("relay", "set NOTICE_SECONDS to 0.01", "A comment fills every pause")
+@tries("relay", "`NOTICE_SECONDS = 0.5` to 0.01", "Comments fill every pause")
 def test_comments_fill_the_pauses(reloading, reloading_page):
     reloading.change("relay", "NOTICE_SECONDS = 0.5", "NOTICE_SECONDS = 0.01")
     page = reloading_page("relay")
@@ -242,20 +236,23 @@ def test_comments_fill_the_pauses(reloading, reloading_page):
     assert comments.count() > words.count() > 10
 
 
-@tries("chat", 'send "Attack this page"', "press Compare", "far more slowly")
-def test_scripts_are_text_and_appending_is_faster(start, page):
-    server = start("flask run", FLASK_OFFLINE_WORD_SECONDS="0")
-    page.goto(f"{server.url}/demos/chat")
+@tries("chat", 'send "Attack this page"', "the selection stays", "vanish")
+def test_scripts_are_text_and_a_selection_stays(lesson_page):
+    page = lesson_page("chat")
     page.get_by_label("Message").fill("Attack this page")
     press(page, "Send")
     answer = page.locator("#log .answer")
+    expect(answer).to_contain_text("Nothing on this page")
+    answer.dblclick(position={"x": 30, "y": 20})
+    selected = "() => getSelection().toString().trim()"
+    assert page.evaluate(selected) == "Nothing"
     expect(answer).to_contain_text("the answer goes on.")
+    assert page.evaluate(selected) == "Nothing"
     for text in ("<img src=", "</script>", "onerror="):
         assert text in answer.text_content()
     assert answer.locator("*").count() == 0
-    press(page, "Compare")
-    right, wrong = milliseconds(page)
-    assert wrong > 5 * right
+    answer.evaluate("answer => { answer.textContent += ' more'; }")
+    assert page.evaluate(selected) == ""
 
 
 @tries("post", "add `?interval=2`", "two seconds after", "a 400")
@@ -270,12 +267,12 @@ def test_the_wire_shows_the_pause_and_the_refusal(lesson_page):
     page.problems.clear()
 
 
-@tries("markdown", "set DRAW_SECONDS to 1", "once a second", "press Attack")
+@tries("markdown", "to 1, save", "once a second", "none of its scripts run")
 def test_the_answer_grows_once_a_second(reloading, reloading_page, events_of):
     reloading.change("markdown", "DRAW_SECONDS = 0.1", "DRAW_SECONDS = 1")
     page = reloading_page("markdown")
     events = events_of(page)
-    press(page, "Example")
+    press(page, "Ask")
 
     def pauses() -> list[float]:
         times = [event["timestamp"] for event in events]
@@ -285,13 +282,10 @@ def test_the_answer_grows_once_a_second(reloading, reloading_page, events_of):
     wait_in(page, lambda: len(pauses()) == 2)
     assert all(0.7 < pause < 3 for pause in pauses())
     press(page, "Attack")
-    expect(page.locator("#blocked > *").first).to_be_visible()
-    press(page, "Compare")
-    right, wrong = milliseconds(page)
-    assert right < wrong
+    expect(page.locator("#blocked")).to_contain_text("<script> in the text")
 
 
-@tries("html", "set “What fails” to mail", "After two seconds", "the rest")
+@tries("html", "set “What fails” to mail", "After two seconds", "other parts")
 def test_one_part_fails_and_stop_stops_the_work(start, page):
     server = start("flask run")
     page.goto(f"{server.url}/demos/html")
@@ -299,18 +293,15 @@ def test_one_part_fails_and_stop_stops_the_work(start, page):
     began = time.monotonic()
     press(page, "Start")
     frame = page.frame_locator("#frame")
-    expect(frame.locator("#mail-part")).to_have_text(
-        "mail: This part has failed."
-    )
+    expect(frame.locator("#mail-part")).to_have_text("mail: This part failed.")
     assert 1.9 < time.monotonic() - began < 5
-    assert server.logged("^OSError: It cannot be reached.$")
-    expect(state(page)).to_have_text(re.compile("^closed after 3"))
+    assert server.logged("^OSError: The service is unreachable.$")
     for name in ("weather", "trains"):
         expect(frame.locator(f"#{name}-part")).to_contain_text("Ready after")
     press(page, "Start")
     frame.get_by_text("is on its way").first.wait_for()
     press(page, "Stop")
-    wait_until(lambda: server.logged("html: mail stopped"))
+    wait_until(lambda: server.logged("html: mail stopped: client disconnected"))
 
 
 @tries(
