@@ -49,7 +49,7 @@ def test_shows_connect_events_drop_reconnect_with_an_id_and_failure(
     press(page, "Cut the connection")
     expect(state(page)).to_have_text("reconnecting")
     timeline(page, r"^connection lost, waits \d\.\d s$").wait_for()
-    page.locator("#timeline line.waiting").wait_for()
+    page.locator("#timeline line.waiting").wait_for(state="attached")
     page.locator("#timeline path.cross").wait_for()
 
     back = timeline(page, r"^reconnected, Last-Event-ID: \d+$")
