@@ -4,6 +4,7 @@ from datetime import datetime
 
 import pytest
 from conftest import wait_until
+from playwright.sync_api import expect
 
 from demos.clock import SENTENCES, clock
 from event_source import parse_events
@@ -78,5 +79,5 @@ def test_page_shows_the_time_in_chinese(lesson_page):
     page.get_by_label("Language").select_option("zh")
     page.get_by_role("button", name="Start").click()
     page.locator("#time", has_text="当前时间是").wait_for()
-    page.get_by_role("button", name="Stop").click()
-    assert page.locator("#state").text_content() == "closed"
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator("#state")).to_have_text("closed")

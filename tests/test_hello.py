@@ -1,5 +1,6 @@
 from conftest import PROJECT
 from parts import needed
+from playwright.sync_api import expect
 
 from demos.hello import hello
 
@@ -34,8 +35,8 @@ def test_page_closes_on_status(lesson_page):
     page.get_by_role("button", name="Start").click()
     page.get_by_text("status: hi").wait_for()
     assert page.locator("#list > *").all_text_contents() == [
-        "message: Hello",
-        "message: Are you there?",
         "status: hi",
+        "message: Are you there?",
+        "message: Hello",
     ]
-    assert page.locator("#state").text_content() == "closed"
+    expect(page.locator("#state")).to_have_text("closed")
