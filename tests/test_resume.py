@@ -529,14 +529,13 @@ def expect_end(page: Page, sentence: str) -> None:
     expect(page.locator("#end")).to_have_text(sentence)
     expect_state(page, "closed")
     assert page.evaluate("source.readyState") == 2  # CLOSED, for good
-    assert page.locator("#answer").get_attribute("aria-busy") == "false"
 
 
 def test_a_reload_in_mid_answer_ends_with_the_same_text(start, page):
     server = start("flask run", FLASK_OFFLINE_WORD_SECONDS="0.01")
     page.goto(f"{server.url}/demos/resume")
     press(page, "Ask")
-    expect_end(page, "The answer is complete.")
+    expect_end(page, "Complete.")
     undisturbed = text_of(page)
     assert undisturbed.startswith("A browser **reconnects by itself**")
     press(page, "Ask")
@@ -544,7 +543,7 @@ def test_a_reload_in_mid_answer_ends_with_the_same_text(start, page):
     wait_until(lambda: text_of(page).startswith(undisturbed[:20]))
     assert len(text_of(page)) < len(undisturbed)
     page.reload()
-    expect_end(page, "The answer is complete.")
+    expect_end(page, "Complete.")
     assert text_of(page) == undisturbed
 
 
@@ -553,7 +552,6 @@ def test_reloads_and_more_tabs_show_the_same_and_ask_once(resume, upstream):
     upstream.answer = three_steps
     press(resume, "Ask")
     expect_text(resume, "One ")
-    assert resume.locator("#answer").get_attribute("aria-busy") == "true"
     resume.reload()
     expect_text(resume, "One ")
     second = resume.context.new_page()
@@ -564,10 +562,10 @@ def test_reloads_and_more_tabs_show_the_same_and_ask_once(resume, upstream):
         expect_text(page, "One two ")
     upstream.go_on()
     for page in resume, second:
-        expect_end(page, "The answer is complete.")
+        expect_end(page, "Complete.")
         expect_text(page, "One two three")
     resume.reload()
-    expect_end(resume, "The answer is complete.")
+    expect_end(resume, "Complete.")
     expect_text(resume, "One two three")
     assert len(upstream.requests) == 1
 
@@ -586,7 +584,7 @@ def test_leaving_stops_nothing_and_coming_back_shows_everything(
     assert whole(online, urlsplit(resume.url).fragment)[-1] == END
     assert text_of(resume) == "One "
     press(resume, "Reconnect")
-    expect_end(resume, "The answer is complete.")
+    expect_end(resume, "Complete.")
     expect_text(resume, "One two three")
     assert len(upstream.requests) == 1
 
@@ -596,7 +594,7 @@ def test_a_page_asks_no_more_after_the_end(resume, upstream):
     asked = []
     resume.on("request", lambda one: asked.append((one.method, one.url)))
     press(resume, "Ask")
-    expect_end(resume, "The answer is complete.")
+    expect_end(resume, "Complete.")
     methods = [method for method, url in asked if "/answers" in url]
     assert methods == ["POST", "GET"]
     assert len(upstream.requests) == 1
@@ -624,17 +622,6 @@ def test_stop_shows_why_and_stops_the_model(resume, upstream, answer, text):
 
 
 @one_server
-def test_stop_shows_the_end_even_after_the_page_disconnected(resume, upstream):
-    upstream.answer = silent_in_mid_answer
-    press(resume, "Ask")
-    expect_text(resume, "Hello")
-    press(resume, "Disconnect")
-    press(resume, "Stop")
-    expect_end(resume, STOPPED)
-    assert text_of(resume) == "Hello"
-
-
-@one_server
 def test_page_shows_why_an_answer_is_incomplete(resume, upstream):
     for name in ("401", "cut, chunked"):
         upstream.answer, sentence, begun = FAULTS[name]
@@ -654,7 +641,7 @@ def test_page_says_that_the_model_thinks_while_it_does(resume, upstream):
     expect_text(resume, "One two ")
     expect(end).to_be_empty()
     upstream.go_on()
-    expect_end(resume, "The answer is complete.")
+    expect_end(resume, "Complete.")
 
 
 @one_server
@@ -666,7 +653,7 @@ def test_page_starts_over_after_a_reset(resume, upstream):
     expect_text(resume, "")
     upstream.go_on()
     upstream.go_on()
-    expect_end(resume, "The answer is complete.")
+    expect_end(resume, "Complete.")
     expect_text(resume, "two three")
 
 
@@ -674,11 +661,16 @@ def test_page_starts_over_after_a_reset(resume, upstream):
 def test_page_says_what_was_refused(resume, upstream):
     end = resume.locator("#end")
     with resume.expect_event("console"):
-        resume.evaluate("byId('prompt').value = 'x'.repeat(4001); ask()")
+        resume.evaluate(
+            """() => {
+              document.querySelector("#prompt").value = "x".repeat(4001);
+              document.querySelector("#form").requestSubmit();
+            }"""
+        )
     expect(end).to_have_text(WRONG_PROMPT)
     with resume.expect_event("console"):
         resume.evaluate("location.hash = '/answers/x'; read()")
-    expect_end(resume, "The server knows no such answer, or not now.")
+    expect_end(resume, "There is no such answer here.")
     with resume.expect_event("console"):
         press(resume, "Stop")
     expect(end).to_have_text(UNKNOWN)
@@ -691,7 +683,7 @@ def test_an_answer_is_plain_text(resume, upstream):
     pieces = ("<img src=x onerror=", "alert(1)> &amp;\n 你好")
     upstream.answer = stream(*map(delta, pieces), FINISH, DONE)
     press(resume, "Ask")
-    expect_end(resume, "The answer is complete.")
+    expect_end(resume, "Complete.")
     assert text_of(resume) == "".join(pieces)
     assert resume.locator("#answer > *").count() == 0
 
@@ -712,7 +704,7 @@ def test_a_page_that_lost_its_server_resumes_when_it_is_back(
     expect_state(page, "open")
     expect_text(page, "One two ")
     upstream.go_on()
-    expect_end(page, "The answer is complete.")
+    expect_end(page, "Complete.")
     expect_text(page, "One two three")
     assert len(upstream.requests) == 1
     page.problems.clear()
