@@ -81,7 +81,7 @@ function sentence({ kind, events, opened, ended, how, ...connection }) {
 function speak() {
   timer = undefined;
   if (saying.length === 0) return;
-  const line = document.createElement("li");
+  const line = document.createElement("p");
   line.textContent = saying.slice(-3).join(" ");
   saying = [];
   sentences.append(line);

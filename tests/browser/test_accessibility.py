@@ -29,7 +29,7 @@ async ([kinds, contrast]) => {
     "color-contrast": { enabled: contrast }, // takes the longest
   };
   // It cannot judge the contrast of words in a picture: test_pictures.py does.
-  const page = { exclude: ["svg.picture text"] };
+  const page = { exclude: ["svg text"] };
   const results = await axe.run(page, { rules, resultTypes: kinds });
   return kinds.flatMap((kind) => results[kind]).flatMap(
     ({ id, nodes }) => nodes.map(({ target }) => [id, target.join(" ")]),
@@ -64,6 +64,13 @@ SHOW_ALL = """
     still.style.height = "auto";
     box.replaceWith(still);
   }
+  for (const panel of document.querySelectorAll(".source > .panel")) {
+    panel.style.maxHeight = "none";
+    panel.parentElement.style.position = "static";
+  }
+  for (const line of document.querySelectorAll(".line")) {
+    line.style.cssText = "padding: 0; text-indent: 0; white-space: pre";
+  }
   for (const part of document.querySelectorAll("[hidden]")) {
     part.hidden = false;
   }
@@ -76,6 +83,7 @@ INTERACTIVE = """
 () => [...document.querySelectorAll(
   "a[href], button, input, select, textarea, summary, iframe, [tabindex='0']",
 )].filter((element) => element.checkVisibility() && !element.disabled)
+  .filter(({ type, checked }) => type !== "radio" || checked)
   .map((element) => element.outerHTML.slice(0, 60))
 """
 FOCUSED = """
