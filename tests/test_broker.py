@@ -293,12 +293,12 @@ def test_channels_are_independent(backend, channel, read):
         (
             Event("a", id="7"),
             ValueError,
-            "The broker sets the id, got '7'.",
+            "The broker assigns the id, got '7'.",
         ),
         (
             Event("a" * broker.MAX_EVENT_BYTES),
             ValueError,
-            f"The event has over {broker.MAX_EVENT_BYTES} bytes.",
+            f"The event is over {broker.MAX_EVENT_BYTES} bytes long.",
         ),
         (Event({1}), TypeError, "Object of type set is not JSON serializable"),
     ],

@@ -23,13 +23,13 @@ PROMPTS = {
     "What if the browser reconnects?": "A browser **reconnects by itself**",
     "Show me the Python code": "In **Flask**, a generator",
     "Show me Markdown": "## What an answer may contain",
-    "Attack this page": "Nothing on this page may run, load or look like ours.",
+    "Attack this page": "Nothing in this answer may run",
     "什么是事件流？": "**服务器发送事件**",
     "和 WebSocket 有什么区别？": "## 事件流还是 WebSocket？",
     "断开以后怎么办？": "浏览器会**自动重新连接**",
     "给我看一个例子": "在 **Flask** 里",
     "写一点 Markdown 吧": "## 一个回答里可以有什么",
-    "攻击这个页面": "这个页面上的任何内容都不得运行、加载或冒充我们。",
+    "攻击这个页面": "这个回答里的任何内容都不得运行",
 }
 CONSTRUCTS = {
     "markdown": [

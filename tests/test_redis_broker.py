@@ -469,7 +469,7 @@ def test_publish_raises_unavailable_if_redis_refuses_and_logs_it_once(
     client.config_set("maxmemory", "0")
     publish(channel, Event("b"))
     logged = [message.partition(":")[0] for message in caplog.messages]
-    assert logged == ["Redis refuses"]
+    assert logged == ["Redis rejected a command"]
 
 
 def test_flapping_logs_two_lines_in_log_seconds(
@@ -603,7 +603,7 @@ def test_invalid_entries_are_logged_in_one_line(
         redis_server.client().xadd(f"sse:{channel}", entry)
     take(read(BEGIN), 1)
     (line,) = caplog.messages
-    assert line.startswith(f"{channel} holds an invalid entry: ")
+    assert line.startswith(f"{channel} contains an invalid entry: ")
 
 
 def test_retries_forever_with_backoff(

@@ -331,10 +331,10 @@ def test_a_vanished_client_is_logged_without_a_traceback():
 
 
 ALONE = "Run 1 worker, or set REDIS_URL to share events between several."
-KIND = "Leave out -k: streams need the StreamingWorker."
+KIND = "Omit -k: event streams need the StreamingWorker."
 INSTEAD = "Run `flask run` or, in production, `gunicorn` instead."
 DOCSTRINGS = (
-    "Unset PYTHONOPTIMIZE and leave out -OO: "
+    "Unset PYTHONOPTIMIZE, and omit -OO: "
     "the pages show the docstrings of the lessons."
 )
 
@@ -387,7 +387,7 @@ def test_logs_a_warning_if_too_few_open_files_are_allowed(start):
             server = start("gunicorn", FLASK_MAX_STREAMS="100")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        advice = "WARNING.* Too few open files .*`ulimit -n 600`"
+        advice = "WARNING.* ulimit -n is too low .*`ulimit -n 600`"
         assert len(server.logged(advice)) == warnings
 
 

@@ -15,14 +15,14 @@ from website.settings import SETTINGS, has_upstream, read_settings
 
 BASE_URL = (
     "OPENAI_BASE_URL must be an http or https URL without a query "
-    "or a password, such as http://localhost:11434/v1."
+    "or password, such as http://localhost:11434/v1."
 )
 REDIS_URL = (
     "REDIS_URL must be a redis, rediss or unix URL without a query, "
     "such as redis://localhost:6379/0."
 )
 TRUSTED_HOSTS = (
-    "FLASK_TRUSTED_HOSTS must be host names without ports or underscores, "
+    "FLASK_TRUSTED_HOSTS must contain host names without ports or underscores, "
     "such as example.org,.example.org (a leading dot adds all subdomains)."
 )
 API_KEY = "OPENAI_API_KEY must be ASCII, without spaces."

@@ -68,16 +68,16 @@ def refusal(**fields) -> str:
 def test_refuses_fields_that_the_format_cannot_carry():
     for text in ("a\nb", "a\rb", "\r\n", "1\n", "a\0", "\0"):
         for field in ("event", "id"):
-            problem = f"{field} has CR, LF or NUL: {text!r}"
+            problem = f"{field} contains CR, LF or NUL: {text!r}"
             assert refusal(**{field: text}) == problem
     for retry in (-1, 1.0, "1", True, False):
-        problem = f"retry is not an integer of 0 or more: {retry!r}"
+        problem = f"retry must be an integer >= 0, got {retry!r}"
         assert refusal(retry=retry) == problem
 
 
 def test_a_stream_refuses_the_same_retry_as_an_event():
     for retry in (-1, 1.0, "1", True, False):
-        with pytest.raises(ValueError, match="^retry is not an integer of 0"):
+        with pytest.raises(ValueError, match="^retry must be an integer >= 0"):
             EventStream([], retry=retry)
 
 
