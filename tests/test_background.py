@@ -247,7 +247,7 @@ def test_an_unknown_last_event_id_gets_everything(store, follow):
     assert (reset, rest) == ("reset", [STARTED, A, END])
 
 
-def test_all_clients_get_the_same(store, follow):
+def test_all_clients_get_the_same_events(store, follow):
     job = Job()
     followers = [Follower(follow(job.id)) for _ in range(5)]
     job.send("a")
@@ -258,7 +258,7 @@ def test_all_clients_get_the_same(store, follow):
         assert follower.result() == [STARTED, A, B, END]
 
 
-def test_a_job_continues_though_nobody_follows_it(store, follow):
+def test_a_job_continues_without_clients(store, follow):
     job = Job()
     job.send("a")
     with closing(follow(job.id)) as response:
@@ -304,13 +304,13 @@ def test_an_unknown_id_is_404(store, follow, stop):
         assert error.value.description == sentence
 
 
-def test_a_client_of_a_job_that_is_gone_gets_an_end_and_then_204(store, follow):
+def test_a_client_of_a_lost_job_gets_failed_and_then_204(store, follow):
     (event,) = read(follow("x", "1700000000000-0"))
     assert (pairs([event]), event.id) == ([LOST], "end")
     assert follow("x", event.id).status_code == 204
 
 
-def test_a_stream_that_never_starts_leaves_no_reader(store, follow):
+def test_a_stream_that_never_starts_leaves_no_subscriber(store, follow):
     job = Job()
     follow(job.id).close()  # as after HEAD
     assert job.channel not in {
@@ -334,7 +334,7 @@ WRONG_WAYS = {
 
 
 @pytest.mark.parametrize("way", WRONG_WAYS)
-def test_what_goes_wrong_is_logged_and_not_sent(follow, caplog, way):
+def test_an_exception_is_logged_and_not_sent(follow, caplog, way):
     job = Job()
     job.send("a", WRONG_WAYS[way])
     assert pairs(read(follow(job.id))) == [STARTED, A, WRONG]
@@ -363,7 +363,7 @@ def test_nothing_follows_the_end(store):
 
 
 @pytest.mark.parametrize("end", [END, STOPPED])
-def test_nothing_follows_the_end_though_the_interrupt_fails(
+def test_nothing_follows_the_end_even_if_the_interrupt_fails(
     store, stop, monkeypatch, caplog, end
 ):
     monkeypatch.setattr(Job, "interrupt", lambda self: 1 / 0)
@@ -404,7 +404,7 @@ def test_a_silent_job_publishes_waiting_at_each_pulse(follow, monkeypatch):
 # Stopping a job
 
 
-def test_a_stop_ends_the_job_for_all(store, follow, stop):
+def test_a_stop_ends_the_job_for_all_clients(store, follow, stop):
     job = Job()
     job.send("a")
     follower = Follower(follow(job.id))
@@ -417,7 +417,7 @@ def test_a_stop_ends_the_job_for_all(store, follow, stop):
     assert pairs(job.stored()) == [STARTED, A, STOPPED]
 
 
-def test_a_stop_interrupts_though_redis_is_down(own_store, follow, stop):
+def test_a_stop_interrupts_even_if_redis_is_down(own_store, follow, stop):
     job = Job()
     own_store.stop()
     with pytest.raises(Unavailable):
@@ -439,7 +439,7 @@ def test_a_stop_after_the_end_changes_nothing(store, stop):
 
 
 @pytest.mark.parametrize("events", [5, 50, 10_000])
-def test_of_many_ends_one_is_published_and_nothing_follows(
+def test_only_one_of_many_ends_is_published(
     store, follow, stop, monkeypatch, events
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0)
@@ -559,7 +559,7 @@ def test_a_slot_is_free_after(way):
         wait_until(all_slots_are_free)
 
 
-def test_a_slot_is_free_after_a_stop_though_the_job_is_blocked(
+def test_a_slot_is_free_after_a_stop_even_if_the_job_is_blocked(
     store, stop, monkeypatch
 ):
     monkeypatch.setattr(Job, "interrupt", lambda self: None)
@@ -582,9 +582,7 @@ def test_a_job_that_cannot_start_takes_no_slot(own_store, monkeypatch):
             Job()
 
 
-def test_of_the_jobs_that_have_ended_the_newest_are_kept(
-    store, follow, monkeypatch
-):
+def test_keeps_the_newest_of_the_ended_jobs(store, follow, monkeypatch):
     assert (
         background.MAX_KEPT >= MAX_AT_ONCE
     )  # clients can read the end of each
@@ -610,7 +608,7 @@ def test_of_the_jobs_that_have_ended_the_newest_are_kept(
     assert pairs(answer.stored()) == [STARTED, END]
 
 
-def test_a_job_that_has_ended_is_kept_for_a_set_time(follow, monkeypatch):
+def test_an_ended_job_is_kept_for_a_set_time(follow, monkeypatch):
     job = Job()
     job.send(FINISHED)
     wait_until(job.has_ended)
@@ -715,7 +713,7 @@ def test_each_job_is_watched_once_however_many_clients_connect(
     assert sorted(watched) == [f"jobs:{id}" for id in ids[:4]]
 
 
-def test_a_job_is_watched_though_the_first_attempt_failed(
+def test_a_job_is_watched_even_if_the_first_attempt_failed(
     orphan, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.1)
@@ -756,7 +754,7 @@ def test_a_silent_job_is_not_lost(store, follow, monkeypatch):
     assert follower.result() == [STARTED, END]
 
 
-def test_a_job_that_was_ended_as_lost_publishes_nothing_more(
+def test_a_job_that_was_declared_lost_publishes_nothing_more(
     store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.2)
@@ -771,7 +769,7 @@ def test_a_job_that_was_ended_as_lost_publishes_nothing_more(
 # Redis is down, answers too late, or has lost events
 
 
-def test_nothing_is_lost_or_doubled_while_redis_is_down(
+def test_no_event_is_lost_or_repeated_while_redis_is_down(
     own_store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 1)
@@ -802,7 +800,7 @@ def test_a_job_that_died_while_redis_was_down_is_ended(
     assert follower.result() == [STARTED, LOST]
 
 
-def test_silence_is_counted_anew_once_redis_has_refused_the_end(monkeypatch):
+def test_the_count_of_silence_restarts_after_redis_rejects_the_end(monkeypatch):
     looks, refused_at = [], []
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.001)
     monkeypatch.setattr(background, "LOST_SECONDS", 0.01)
@@ -861,7 +859,7 @@ def lose_an_answer(monkeypatch):
 
 
 @pytest.mark.parametrize("to", [Event("a"), FINISHED])
-def test_an_event_whose_answer_was_lost_is_published_once(
+def test_an_event_is_published_once_even_if_the_reply_is_lost(
     store, follow, lose_an_answer, to
 ):
     lose_an_answer(to)
@@ -872,7 +870,7 @@ def test_an_event_whose_answer_was_lost_is_published_once(
     assert pairs(job.stored()) == [STARTED, A, B, END]
 
 
-def test_a_stop_whose_answer_was_lost_stops_the_job(
+def test_a_stop_works_even_if_the_reply_is_lost(
     store, follow, stop, lose_an_answer
 ):
     job = Job()
@@ -896,7 +894,7 @@ def test_a_failure_while_redis_is_down_is_published_when_it_is_back(
     assert pairs(read(follow(job.id))) == [STARTED, WRONG]
 
 
-def test_clients_get_an_end_though_redis_was_emptied(
+def test_clients_get_an_end_even_if_redis_was_emptied(
     own_store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.5)
@@ -911,7 +909,7 @@ def test_clients_get_an_end_though_redis_was_emptied(
 
 
 @pytest.mark.parametrize("next_text", ["c", "a"])
-def test_a_job_of_which_redis_has_lost_an_event_does_not_finish(
+def test_a_job_with_lost_events_does_not_finish(
     own_store, monkeypatch, next_text
 ):
     monkeypatch.setattr(background, "PULSE_SECONDS", 10)
@@ -949,9 +947,7 @@ def test_clients_get_one_end_even_if_redis_was_rolled_back(
     assert pairs(job.stored()) == [STARTED, A, LOST]
 
 
-def test_a_client_that_has_the_end_gets_no_other_even_if_redis_lost_it(
-    own_store, follow
-):
+def test_a_client_gets_only_one_end_even_if_redis_lost_it(own_store, follow):
     job = Job()
     job.send(FINISHED)
     end = read(follow(job.id))[-1]

@@ -197,7 +197,7 @@ def test_after_publishes_only_if_that_event_is_the_newest(backend, channel):
 
 
 @pytest.mark.usefixtures("hasty_threads")
-def test_one_of_many_publishers_after_the_same_event_wins(backend, channel):
+def test_one_of_many_concurrent_publishers_wins(backend, channel):
     threads = 8
     barrier = threading.Barrier(threads)
 
@@ -304,7 +304,7 @@ def test_channels_are_independent(backend, channel, read):
     ],
     ids=["has an id", "too large", "no JSON"],
 )
-def test_refuses_an_event_that_it_cannot_send(
+def test_rejects_an_event_that_it_cannot_send(
     backend, channel, event, error, sentence
 ):
     with pytest.raises(error) as refused:
@@ -518,7 +518,7 @@ def refuse_to_start(thread):
     raise RuntimeError("can't start new thread")
 
 
-def test_events_are_kept_while_nobody_reads(backend, channel, read):
+def test_events_are_kept_without_subscribers(backend, channel, read):
     for text in ("a", "b"):
         events = read()
         publish_all(channel, text)
@@ -545,7 +545,7 @@ def test_silence_is_not_replayed(backend, channel, read):
     assert [next(late).data, next(late).data] == ["a", "b"]
 
 
-def test_memory_discards_an_old_channel_that_nobody_reads(
+def test_memory_discards_an_old_channel_without_subscribers(
     channel, read, monkeypatch
 ):
     monkeypatch.setattr(broker, "KEEP_SECONDS", 0)
@@ -559,7 +559,7 @@ def test_memory_discards_an_old_channel_that_nobody_reads(
     assert newest(channel) is None
 
 
-def test_a_channel_that_memory_discarded_is_a_gap(channel, read, monkeypatch):
+def test_a_discarded_channel_is_a_gap(channel, read, monkeypatch):
     (id,) = publish_all(channel, "a")
     wait_for_the_next_millisecond()
     monkeypatch.setattr(broker, "KEEP_SECONDS", 0)

@@ -21,7 +21,7 @@ def names_in(folder, ending):
     return {path.name.removesuffix(ending) for path in paths}
 
 
-def test_every_lesson_is_three_files_of_one_name():
+def test_every_lesson_is_three_files_with_the_same_name():
     assert names_in("demos", ".py") - {"__init__"} == set(NAMES)
     assert names_in("templates", ".html") == set(NAMES)
     assert {f"test_{name}" for name in NAMES} <= names_in("tests", ".py")
@@ -40,7 +40,7 @@ def test_docstring_has_a_title_three_texts_and_a_curl_line(name):
 
 
 @lessons
-def test_never_sends_the_type_that_the_browser_keeps_for_itself(name):
+def test_no_lesson_sends_an_event_of_type_error(name):
     assert 'event="error"' not in source(name)
     assert "event: error" not in source(name)
 

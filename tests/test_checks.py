@@ -66,7 +66,7 @@ def test_a_number_has_the_type_of_its_default():
     assert all(type(found[case]) is type(case[1]) for case in found)
 
 
-def test_a_refusal_says_which_numbers_are_allowed():
+def test_the_error_says_which_numbers_are_allowed():
     for values, default, kind in [
         (NO_NUMBERS, 1.0, "a number"),
         (NO_INTEGERS, 1, "an integer"),
@@ -84,7 +84,7 @@ def test_a_refusal_says_which_numbers_are_allowed():
 
 
 # The last one takes hours if the time grows with the square of the length.
-def test_very_long_numbers_are_refused_without_delay():
+def test_very_long_numbers_are_rejected_immediately():
     for number in ("9" * 5000, "." + "9" * 5000 + "x", "9" * 1_000_000 + "x"):
         for default, kind in [(1, "an integer"), (1.0, "a number")]:
             status, sentence = outcome(
@@ -154,7 +154,7 @@ def test_a_body_is_a_json_object_of_limited_size():
     assert found == BODIES
 
 
-def test_huge_numbers_and_deep_nesting_are_refused():
+def test_huge_numbers_and_deep_nesting_are_rejected():
     for body in (
         b'{"a": ' + b"1" * 5000 + b"}",
         b'{"a":' * 5000 + b"1" + b"}" * 5000,
@@ -196,7 +196,7 @@ class Broken(BytesIO):
         (b"{}" + b" " * (MAX_BYTES - 2), MAX_BYTES + 1),
     ],
 )
-def test_a_body_that_breaks_off_is_refused(body, length, terminated):
+def test_an_incomplete_body_is_rejected(body, length, terminated):
     environ = {"wsgi.input": Broken() if body is None else BytesIO(body)}
     if terminated:  # gunicorn sets this, and `flask run` for chunks
         environ["wsgi.input_terminated"] = True
@@ -209,7 +209,7 @@ def test_a_body_that_breaks_off_is_refused(body, length, terminated):
     ) == (400, "The body is incomplete.")
 
 
-def test_a_smaller_limit_of_the_app_counts():
+def test_a_smaller_limit_of_the_app_applies():
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = 10
     app.add_url_rule(

@@ -170,13 +170,13 @@ def test_renders_each_block_however_the_text_arrives(text):
 
 
 @pytest.mark.parametrize("text", BLOCKED)
-def test_tells_what_was_taken_out_and_where(text):
+def test_reports_what_was_removed_and_where(text):
     for pieces in ([text], text):
         assert blocks(*pieces) == [BLOCKED[text]]
 
 
 @pytest.mark.parametrize("text", FINISHED)
-def test_a_block_is_finished_once_nothing_can_change_it(text):
+def test_a_block_is_finished_once_later_text_cannot_change_it(text):
     markdown = GrowingMarkdown()
     markdown.add(text)
     assert len(list(markdown.take_finished())) == FINISHED[text]
@@ -200,7 +200,7 @@ def test_pieces_never_change_what_is_rendered(text, chance):
     assert cut == [whole]
 
 
-def test_what_is_open_is_drawn_without_colours_and_safely():
+def test_the_open_block_is_drawn_safely_and_without_colors():
     markdown = GrowingMarkdown()
     markdown.add("a <img src=x onerror=alert(1)>\n\n" + CODE)
     assert len(list(markdown.take_finished())) == 1
@@ -212,7 +212,7 @@ def test_what_is_open_is_drawn_without_colours_and_safely():
     assert markdown.draw() == "<p> **b</p>\n"
 
 
-def test_a_table_ends_where_its_rows_are_filled_up_too_much():
+def test_a_table_ends_where_too_many_cells_would_be_padded():
     head = "|a|b|c|d|\n|-|-|-|-|\n"
     (table,) = blocks(head + "|1|2|3|4|\n" * 20 + "|1|\n")
     assert table.html.count("<tr>") == 22
@@ -229,20 +229,20 @@ def test_a_long_list_is_rendered_as_several():
 
 
 @pytest.mark.parametrize("language", LANGUAGES.split())
-def test_code_in_each_language_is_coloured(language):
+def test_code_in_each_language_is_highlighted(language):
     (block,) = blocks(f"```{language}\n<?php 'a' # b\n+c\n```\n")
     assert "<span class=" in block.html
     assert block.blocked == []
 
 
-def test_long_code_is_coloured_to_its_end_and_stays_the_same():
+def test_long_code_is_highlighted_to_its_end():
     code = "".join(f"def f{n}(): pass\n" for n in range(500)) + "x" * 5000
     (block,) = blocks(f"```python\n{code}\n```\n")
     assert block.html.count('<span class="k">def</span>') == 500
     assert re.sub("<.*?>", "", block.html).strip() == code
 
 
-def test_blank_lines_of_code_cost_no_lexer_anything(monkeypatch):
+def test_no_lexer_gets_blank_lines(monkeypatch):
     given = []
     monkeypatch.setattr(
         "pygments.highlight", lambda code, *_: given.append(code) or code
@@ -252,7 +252,7 @@ def test_blank_lines_of_code_cost_no_lexer_anything(monkeypatch):
     assert block.html.count("\n") == 4004
 
 
-def test_a_reference_that_is_half_written_is_not_remembered():
+def test_an_incomplete_reference_is_not_remembered():
     markdown = GrowingMarkdown()
     for piece in ("[a]: /b", "c\n\n[a]\n\n"):
         markdown.add(piece)

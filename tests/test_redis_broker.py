@@ -309,7 +309,7 @@ def test_events_that_redis_trimmed_during_a_cut_are_a_gap(
     assert take_texts(events, 3) == ["reset", "3", "4"]
 
 
-def test_a_cut_is_no_gap_when_redis_still_has_the_next_event(
+def test_a_cut_is_no_gap_if_redis_still_has_the_next_event(
     line, channel, read, elsewhere
 ):
     events = read()
@@ -322,9 +322,7 @@ def test_a_cut_is_no_gap_when_redis_still_has_the_next_event(
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_redis_that_has_lost_everything_is_a_gap(
-    own_redis, use, channel, read
-):
+def test_a_redis_that_lost_everything_is_a_gap(own_redis, use, channel, read):
     use(own_redis.url)
     publish_all(channel, "a")
     events = read(BEGIN)
@@ -349,7 +347,7 @@ def test_resuming_at_a_redis_that_lost_everything_gets_reset(
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_redis_that_has_lost_the_newest_events_is_a_gap(
+def test_a_redis_that_lost_the_newest_events_is_a_gap(
     redis_server, use, channel, read
 ):
     """As after a restart without `appendfsync always`."""
@@ -364,9 +362,7 @@ def test_a_redis_that_has_lost_the_newest_events_is_a_gap(
     assert take_texts(read(lost), 3) == ["reset", "a", "b"]
 
 
-def test_all_events_that_are_kept_follow_reset(
-    redis_server, use, channel, read
-):
+def test_all_stored_events_follow_reset(redis_server, use, channel, read):
     use(redis_server.url)
     _, lost = publish_all(channel, "a", "lost")
     events = read(BEGIN)
@@ -392,7 +388,7 @@ def test_ids_are_compared_as_numbers(redis_server, use, channel, read):
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_redis_that_gives_lower_ids_is_a_gap(
+def test_a_redis_that_assigns_lower_ids_is_a_gap(
     redis_server, use, channel, read
 ):
     """As when another machine takes over, whose clock is behind."""
@@ -412,7 +408,7 @@ def test_a_redis_that_gives_lower_ids_is_a_gap(
 
 @pytest.mark.usefixtures("_down_at_the_start")
 @pytest.mark.parametrize("outage", [cut, frozen])
-def test_a_client_from_a_machine_that_is_ahead_gets_no_event_twice(
+def test_a_client_from_a_faster_machine_gets_no_event_twice(
     outage, line, redis_server, channel, read, elsewhere
 ):
     waiting = read(BEGIN)
@@ -427,7 +423,7 @@ def test_a_client_from_a_machine_that_is_ahead_gets_no_event_twice(
     assert take_texts(waiting, 2) == ["b", "c"]
 
 
-def test_a_publish_is_never_repeated(line, channel, elsewhere, redis_server):
+def test_a_publish_is_never_retried(line, channel, elsewhere, redis_server):
     publish_all(channel, "a")
     line.loses_next_answer = True
     with pytest.raises(Unavailable):
@@ -456,7 +452,7 @@ def test_commands_raise_unavailable_during_an_outage(
     assert time.monotonic() - begin < 3
 
 
-def test_publish_raises_unavailable_if_redis_refuses_and_logs_it_once(
+def test_a_rejected_publish_raises_unavailable_and_is_logged_once(
     own_redis, use, channel, caplog
 ):
     use(own_redis.url)
@@ -540,7 +536,7 @@ def is_listening(port: int) -> bool:
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_channel_that_cannot_be_read_fails_alone_and_recovers(
+def test_an_unreadable_channel_affects_no_other_and_recovers(
     redis_server, use, channel, read, caplog
 ):
     use(redis_server.url)

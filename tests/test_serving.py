@@ -103,7 +103,7 @@ def open_idle_connections(server, opened):
     ],
     ids=["TERM", "INT", "QUIT", "HUP", "Ctrl-C"],
 )
-def test_a_stop_ends_all_connections_and_runs_every_clean_up(start, stop):
+def test_a_stop_ends_all_connections_and_runs_every_cleanup(start, stop):
     server = start("gunicorn --keep-alive 60 probe:app", **PROBE)
     old = worker_of(server)
     with ExitStack() as opened:
@@ -206,19 +206,19 @@ def test_gunicorn_sends_no_body_for_head(gunicorn_probe):
     assert body == b""
 
 
-def test_a_stream_that_always_has_an_event_lets_others_run(gunicorn_probe):
+def test_a_busy_stream_lets_others_run(gunicorn_probe):
     with gunicorn_probe.get("/replay") as client:
         *events, turns = parse_events([client.read()])
     assert len(events) == 1000
     assert int(turns.data) > 10
 
 
-def test_an_event_larger_than_all_buffers_arrives_whole(gunicorn_probe):
+def test_an_event_larger_than_all_buffers_arrives_complete(gunicorn_probe):
     with gunicorn_probe.get("/large") as client:
         assert client.read() == b":\ndata: " + 20_000_000 * b"a" + b"\n\n"
 
 
-def test_a_request_line_over_the_limit_is_refused(gunicorn_probe, site):
+def test_a_request_line_over_the_limit_is_rejected(gunicorn_probe, site):
     for server in (gunicorn_probe, site):
         with server.get("/sse?interval=" + "1" * 70_000) as client:
             assert client.status == 414
@@ -351,7 +351,7 @@ DOCSTRINGS = (
         ("-OO -m flask run", DOCSTRINGS),
     ],
 )
-def test_a_wrong_command_fails_with_one_line(command, line):
+def test_an_invalid_command_fails_with_one_line(command, line):
     ended = subprocess.run(
         [sys.executable, *command.split()],
         cwd=PROJECT,
@@ -419,7 +419,7 @@ class Browser(threading.Thread):
                     break
 
 
-def test_a_reload_loses_and_repeats_no_id_of_200_readers(start):
+def test_a_reload_loses_and_repeats_no_id_of_200_clients(start):
     server = start("gunicorn")
     path = "/real-time-updates?interval=0.5"
     browsers = [Browser(server.port, path) for _ in range(MANY)]
@@ -496,7 +496,7 @@ def alive(server):
 
 
 @pytest.mark.parametrize("fixture", ["flask_probe", "gunicorn_probe"])
-def test_nothing_is_left_after_200_disconnects_of_every_kind(request, fixture):
+def test_200_disconnects_of_every_kind_leave_nothing_behind(request, fixture):
     server = request.getfixturevalue(fixture)
     alive(server)
     before = alive(server)
