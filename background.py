@@ -7,7 +7,7 @@
 A job publishes to its own channel, so clients of any process can join late and
 resume. Its final event is `finished` or `failed`. The job publishes it, or
 `stop`, or the job's process when it exits. If a job goes silent, a process with
-a client publishes it. Copy this file with `sse.py` and `broker.py`.
+a client ends it with `failed`. Copy this file with `sse.py` and `broker.py`.
 """
 
 import atexit

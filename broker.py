@@ -9,12 +9,12 @@ The channels are in the memory of this process. If several processes serve your
 app, set `broker.BROKER = RedisBroker(url)` at startup: see `redis_broker.py`.
 
 The obvious design is a queue per client. But then each publish costs a `put`
-per client, a slow client fills its queue, and a replay needs a second copy of
-the events. Here a channel is a linked list: node --event--> node --event-->
-tail. A client holds one node, its position, follows `next`, and waits at the
-tail. Publishing appends a node, and wakes the waiting clients. A replay starts
-at an older node. When the list is full, the oldest node is cut off. A client
-that still holds it notices, and gets a `reset`. Copy this file with `sse.py`.
+per client, a slow client fills its queue, and a replay needs a copy of all
+events. Here a channel is a linked list, node --event--> node --event--> tail. A
+client holds one node, its position, follows `next`, and waits at the tail.
+Publishing appends a node, and wakes the waiting clients. A replay starts at an
+older node. When the list is full, the oldest node is cut off. A client that
+still holds it notices, and gets a `reset`. Copy this file with `sse.py`.
 """
 
 import threading

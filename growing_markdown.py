@@ -6,7 +6,7 @@ parses both, so each removal can be reported. Pygments highlights code.
 
 Copy this file into any app; it needs those four and nothing of this project.
 The Markdown is CommonMark (https://spec.commonmark.org) with tables and
-strikethrough. While text streams in, one thing is impossible: a reference link
+strikethrough. One thing is impossible while text streams in: a reference link
 stays text if its definition comes later.
 """
 
@@ -44,7 +44,7 @@ LANGUAGES = """bash c console cpp css diff go html http java javascript js json
 
 BLANK_LINES = re.compile(r"(?<=\n)(\s{20,}\n)")  # slow in some lexers
 CODE_PIECE = re.compile(r"(.{0,1999}\n)|(.{1,2000})", re.DOTALL)
-"""Whole lines of code, which a lexer gets at once, or part of a line that is
+"""Complete lines of code, for one call of a lexer, or part of a line that is
 too long to highlight. Many lexers take time quadratic in the length."""
 
 MAX_RAW_TAGS = 300

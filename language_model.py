@@ -27,7 +27,7 @@ SILENCE_SECONDS = 60.0  # an answer that pauses for longer counts as failed
 BROKEN_OFF = "The language model's answer broke off."
 REASONS = {401: ", wrong API key", 429: ", too many requests"}
 
-# It reuses connections, but stores no cookies. A full pool would log warnings.
+# Reuses connections, but stores no cookies. A full pool would log warnings.
 session = requests.Session()
 session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=1000))
 session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=1000))

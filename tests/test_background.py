@@ -39,7 +39,7 @@ ENDS = ("finished", "failed")
 
 
 class Job:
-    """A job that publishes what the test sends it, when the test sends it."""
+    """A job that publishes whatever the test sends it."""
 
     running: list["Job"] = []
 
@@ -55,7 +55,7 @@ class Job:
         self.send(FAILED)
 
     def send(self, *items: str | Event | Exception | None) -> None:
-        """Let it yield a text or an event, raise an exception, or return."""
+        """Make it yield text or an event, raise an exception, or return."""
         for item in items:
             self._items.put(item)
 
@@ -127,7 +127,7 @@ def all_slots_are_free() -> bool:
 
 @pytest.fixture(params=["memory", "redis"])
 def store(request, monkeypatch, app) -> str:
-    """Where the channels are."""
+    """Keep the channels in memory or in Redis."""
     if request.param == "redis":
         url = request.getfixturevalue("redis_server").url
         monkeypatch.setattr(broker, "BROKER", RedisBroker(url))
@@ -136,7 +136,7 @@ def store(request, monkeypatch, app) -> str:
 
 @pytest.fixture
 def own_store(monkeypatch, app, own_redis):
-    """A Redis that the test may stop and empty."""
+    """A Redis server that the test may stop and empty."""
     monkeypatch.setattr(broker, "BROKER", RedisBroker(own_redis.url))
     yield own_redis
     if own_redis.process.poll() is not None:
@@ -169,7 +169,7 @@ def read(response) -> list[Event]:
 
 
 def pairs(events) -> list[tuple[str, str]]:
-    """Return type and data of the events, without how long it was silent."""
+    """Return the type and data of each event, without `waiting` events."""
     found = [(event.event or "message", event.data) for event in events]
     return [pair for pair in found if pair[0] != "waiting"]
 
@@ -464,7 +464,7 @@ def test_only_one_of_many_ends_is_published(
 
 
 class Distant(socketserver.BaseRequestHandler):
-    """A connection to a Redis that is 10 ms away."""
+    """A connection to Redis with a latency of 10 ms."""
 
     def handle(self):
         address = "127.0.0.1", self.server.redis_port
@@ -484,7 +484,7 @@ def carry(source: socket.socket, target: socket.socket) -> None:
 
 
 class TwoPlaces:
-    """A broker for the thread that creates it, another for all others."""
+    """One broker for the thread that creates it, and one for all others."""
 
     def __init__(self, here: RedisBroker, elsewhere: RedisBroker):
         self._brokers, self._thread = (here, elsewhere), threading.get_ident()
@@ -496,7 +496,7 @@ class TwoPlaces:
 
 @pytest.fixture
 def distant_store(redis_server, monkeypatch, app):
-    """A Redis that is close to the jobs, but 10 ms away from the test."""
+    """A Redis server with no latency for jobs, and 10 ms for the test."""
     address = "127.0.0.1", 0
     with socketserver.ThreadingTCPServer(address, Distant) as server:
         server.redis_port = redis_server.port
@@ -526,7 +526,7 @@ def test_stop_ends_a_job_that_publishes_without_a_pause(distant_store, stop):
 # How many jobs
 
 
-def test_refuses_more_than_the_maximum_of_running_jobs_per_kind():
+def test_rejects_more_than_the_maximum_of_running_jobs_per_kind():
     jobs, seconds = [Job() for _ in range(SLOTS)], set()
     for _ in range(50):
         with pytest.raises(ServiceUnavailable) as error:
@@ -535,7 +535,7 @@ def test_refuses_more_than_the_maximum_of_running_jobs_per_kind():
         seconds.add(error.value.retry_after)
     assert min(seconds) >= 2
     assert max(seconds) <= 10
-    assert len(seconds) > 3  # so that clients don't all retry together
+    assert len(seconds) > 3  # so clients don't all retry together
     Job("answers").send(FINISHED)
     jobs[0].send(FINISHED)
     wait_until(lambda: jobs[0].channel not in background._interrupts)
@@ -659,16 +659,16 @@ def test_a_client_gets_the_end_even_if_redis_answers_only_sometimes(
     orphan, follow, monkeypatch
 ):
     def newest_now_and_then(channel, newest=background.newest):
-        if next(looks) % 3:
+        if next(checks) % 3:
             raise Unavailable
         return newest(channel)
 
     monkeypatch.setattr(background, "LOST_SECONDS", 0.2)
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.01)
-    looks = count()
+    checks = count()
     monkeypatch.setattr(background, "newest", newest_now_and_then)
     assert Follower(follow(orphan)).result() == [STARTED, A, LOST]
-    assert next(looks) > 3 * 20  # failed looks don't count
+    assert next(checks) > 3 * 20  # failed checks don't count
 
 
 def test_a_client_that_keeps_reconnecting_gets_the_end_too(
@@ -727,16 +727,16 @@ def test_a_job_is_watched_even_if_the_first_attempt_failed(
 def test_a_pause_of_the_process_is_not_silence_of_the_job(
     orphan, follow, monkeypatch
 ):
-    looks, clock = [], count(step=1000)
+    checks, clock = [], count(step=1000)
 
     def sleep(seconds):
-        looks.append(seconds)
+        checks.append(seconds)
         time.sleep(seconds)
 
     paused = SimpleNamespace(sleep=sleep, monotonic=lambda: next(clock))
     monkeypatch.setattr(background, "time", paused)
     follower = Follower(follow(orphan))
-    wait_until(lambda: len(looks) > 4)
+    wait_until(lambda: len(checks) > 4)
     last = broker.newest(f"jobs:{orphan}")
     publish(f"jobs:{orphan}", FINISHED, after=last.id)
     assert follower.result() == [STARTED, A, END]
@@ -778,7 +778,7 @@ def test_no_event_is_lost_or_repeated_while_redis_is_down(
     follower = Follower(follow(job.id))
     wait_until(lambda: follower.has(A))
     own_store.stop()
-    enough = follower.comments + 25  # to lose it, if that were its silence
+    enough = follower.comments + 25  # the job would be lost if it were silent
     job.send("b", "c")
     wait_until(lambda: follower.comments > enough)
     own_store.start()
@@ -801,25 +801,25 @@ def test_a_job_that_died_while_redis_was_down_is_ended(
 
 
 def test_the_count_of_silence_restarts_after_redis_rejects_the_end(monkeypatch):
-    looks, refused_at = [], []
+    checks, rejected_at = [], []
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.001)
     monkeypatch.setattr(background, "LOST_SECONDS", 0.01)
 
     def newest(channel):
-        event = "finished"  # of the jobs of other tests, too
-        if channel == "jobs:refused":
-            looks.append(channel)
-            event = "progress" if len(looks) < 35 else "finished"
+        event = "finished"  # ends the jobs of other tests, too
+        if channel == "jobs:rejected":
+            checks.append(channel)
+            event = "progress" if len(checks) < 35 else "finished"
         return PublishedEvent("1-0", Event("", event=event))
 
-    def refuse(*event):
-        refused_at.append(len(looks))
+    def reject(*event):
+        rejected_at.append(len(checks))
         raise Unavailable
 
     monkeypatch.setattr(background, "newest", newest)
-    monkeypatch.setattr(background, "_publish_after", refuse)
-    background._watch("jobs:refused")
-    assert refused_at == [11, 21, 31]
+    monkeypatch.setattr(background, "_publish_after", reject)
+    background._watch("jobs:rejected")
+    assert rejected_at == [11, 21, 31]
 
 
 def test_a_client_that_connects_while_redis_is_down_should_retry(
@@ -828,7 +828,7 @@ def test_a_client_that_connects_while_redis_is_down_should_retry(
     job = Job()
     own_store.stop()
     for last_event_id in (None, "1-0"):
-        again = follow(job.id, last_event_id)  # 503 would stop it for good
+        again = follow(job.id, last_event_id)  # 503 would stop EventSource
         assert again.status_code == 200
         assert re.fullmatch(rb"retry: [234]\d{3}\n", again.get_data())
     assert follow(job.id, "end").status_code == 204
@@ -841,7 +841,7 @@ def test_a_client_that_connects_while_redis_is_down_should_retry(
 
 @pytest.fixture
 def lose_an_answer(monkeypatch):
-    """Publish the event when it comes, and raise as if that had failed."""
+    """Publish this event, but raise as if publishing it had failed."""
 
     def lose_an_answer(to: Event) -> None:
         def publish_and_fail_once(channel, event, **options):

@@ -1,4 +1,4 @@
-"""Publish and subscribe, in memory and in Redis."""
+"""Pub/sub with replay, in memory and in Redis."""
 
 import gc
 import random
@@ -360,7 +360,7 @@ def test_a_client_that_subscribes_while_the_pulse_ends_gets_a_new_one(
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_a_pulse_during_a_publish_delays_no_client(channel, read, monkeypatch):
-    """The pulse replaces what clients wait for, while events arrive."""
+    """The pulse replaces the flags that clients wait for, as events arrive."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0)
     readers = [read() for _ in range(4)]
     with ThreadPoolExecutor(len(readers)) as pool:
@@ -377,7 +377,7 @@ A = PublishedEvent("1-0", Event("a"))
 
 
 def test_an_event_that_ends_a_silence_arrives_without_none():
-    """The pulse may be late, and find that the log is longer."""
+    """The pulse may come late, after an event was appended."""
     log = Log()
     end = log.tail
 
@@ -407,7 +407,7 @@ def test_a_channel_is_kept_for_keep_seconds_after_its_last_client(
 
 
 def test_a_client_may_resume_while_events_are_appended():
-    """Only a look-up by id is safe then; a search through all ids is not."""
+    """A lookup by id is safe then. A search through all ids is not."""
     log = Log()
     log.append(A, 9)
 
@@ -486,7 +486,7 @@ def test_a_head_request_leaves_nothing_behind(backend, monkeypatch):
 
 
 def test_a_client_may_be_garbage_collected_at_any_time(channel):
-    """This includes a thread that holds the lock, which closing it needs."""
+    """Closing it needs a lock, which the collecting thread may hold."""
     cycle = [subscribe(channel)]
     cycle.append(cycle)
     del cycle

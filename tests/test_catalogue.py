@@ -1,4 +1,4 @@
-"""The rule of the house: three files and one entry make a lesson."""
+"""Each lesson consists of three files and one entry in the catalogue."""
 
 import re
 
@@ -31,12 +31,12 @@ def test_every_lesson_is_three_files_with_the_same_name():
 
 @lessons
 def test_docstring_has_a_title_three_texts_and_a_curl_line(name):
-    told = texts(LESSONS[name])
-    assert re.fullmatch(r"[A-Z][\w ]+: [^.]+", told.title)
-    assert told.shows
-    assert told.notice
-    assert told.attempt
-    assert told.curl.startswith("curl -N ")
+    found = texts(LESSONS[name])
+    assert re.fullmatch(r"[A-Z][\w ]+: [^.]+", found.title)
+    assert found.shows
+    assert found.notice
+    assert found.attempt
+    assert found.curl.startswith("curl -N ")
 
 
 @lessons

@@ -1,4 +1,4 @@
-"""Check what a request contains, and who sent it."""
+"""Validate what a request contains, and who sent it."""
 
 import re
 from io import BytesIO
@@ -21,7 +21,7 @@ request_with = Flask(__name__).test_request_context
 
 
 def outcome(check, *arguments, **request):
-    """Return what a check returns, or the status and sentence of its error."""
+    """Return the result of a check, or the status and message of its error."""
     with request_with(**request):
         try:
             return check(*arguments)
@@ -83,7 +83,7 @@ def test_the_error_says_which_numbers_are_allowed():
         }
 
 
-# The last one takes hours if the time grows with the square of the length.
+# The last one would take hours in quadratic time.
 def test_very_long_numbers_are_rejected_immediately():
     for number in ("9" * 5000, "." + "9" * 5000 + "x", "9" * 1_000_000 + "x"):
         for default, kind in [(1, "an integer"), (1.0, "a number")]:
@@ -176,7 +176,7 @@ def test_a_body_has_a_json_content_type():
 
 
 class Broken(BytesIO):
-    """A connection that is lost in the middle of a body."""
+    """A connection that drops in the middle of a body."""
 
     def read(self, size=-1):
         raise ConnectionResetError
@@ -198,7 +198,7 @@ class Broken(BytesIO):
 )
 def test_an_incomplete_body_is_rejected(body, length, terminated):
     environ = {"wsgi.input": Broken() if body is None else BytesIO(body)}
-    if terminated:  # gunicorn sets this, and `flask run` for chunks
+    if terminated:  # set by gunicorn and, for chunks, by `flask run`
         environ["wsgi.input_terminated"] = True
     assert outcome(
         json_object,
@@ -249,7 +249,7 @@ PAGES = {
         {"User-Agent": BROWSER, "Referer": "http://app.test@other.test/"},
         True,
     ),
-    "our page that hides its address": (
+    "our page that hides its URL": (
         {"User-Agent": BROWSER, "Sec-Fetch-Site": "same-origin"},
         False,
     ),
@@ -279,7 +279,7 @@ PAGES = {
         False,
     ),
     "another origin": ({"Origin": "http://other.test"}, True),
-    "a longer name": ({"Origin": "http://app.test.other.test"}, True),
+    "a longer host name": ({"Origin": "http://app.test.other.test"}, True),
     "another port": ({"Origin": "http://app.test:8000"}, True),
     "our port": (
         {"Origin": "http://app.test:8000", "Host": "app.test:8000"},
@@ -300,7 +300,7 @@ PAGES = {
         {"Sec-Fetch-Site": "same-origin", "Origin": "http://other.test"},
         True,
     ),
-    "a host that Werkzeug finds invalid": ({"Host": "a_b.test"}, True),
+    "a host that Werkzeug rejects": ({"Host": "a_b.test"}, True),
     "that host as the origin": (
         {"Host": "a_b.test", "Origin": "http://a_b.test"},
         True,

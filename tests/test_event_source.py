@@ -1,4 +1,4 @@
-"""Read event streams: any bytes, in chunks of any size."""
+"""Parse event streams: any bytes, in chunks of any size."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from sse import Event
 
 
 def pieces(stream: bytes, places: Iterable[int]) -> list[bytes]:
-    """Cut a stream at these places."""
+    """Split a stream at these positions."""
     bounds = [0, *sorted(places), len(stream)]
     return [stream[start:end] for start, end in pairwise(bounds)]
 
 
 def chunks(stream: bytes, size: int) -> Iterator[bytes]:
-    """Cut a stream into chunks of this size."""
+    """Split a stream into chunks of this size."""
     return (stream[at : at + size] for at in range(0, len(stream), size))
 
 
@@ -216,7 +216,7 @@ def test_four_times_the_bytes_take_about_four_times_as_long(
     assert seconds_to_parse(shape(size), chunk_bytes) < 10 * quarter
 
 
-# Each stream ends in the last byte of an event with 100 bytes of data.
+# Each stream ends with the last byte of an event with 100 bytes of data.
 FULL = {
     "one line": b"data: " + b"x" * 100,
     "no space": b"data:" + b"x" * 100,

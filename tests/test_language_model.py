@@ -50,7 +50,7 @@ in_mid_answer = stream(delta("Hello"), end="silent")
 
 @pytest.fixture(autouse=True)
 def _configured(upstream, monkeypatch) -> Iterator[None]:
-    """An upstream that may be silent for longer than any test runs."""
+    """An upstream that may be silent for longer than any test."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_MODEL", MODEL)
@@ -71,7 +71,7 @@ def outcome(answer: Answer) -> tuple[list[str], ModelError | None]:
 
 
 def never_ending(connection) -> None:
-    """Send a whole answer, and then comments until the client disconnects."""
+    """Send a complete answer, then comments until the client disconnects."""
     connection.send(head("200 OK", "Connection: close") + b"".join(HELLO))
     while not connection.left.wait(0.02):
         connection.send(b":\n")
@@ -94,7 +94,7 @@ def test_the_request_carries_the_messages_the_model_and_the_key(
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     answer = ask(MESSAGES, temperature=0, tools=[{"type": "function"}])
     texts = deltas(answer)
-    assert upstream.requests == []  # until the answer is read
+    assert upstream.requests == []  # before the answer is read
     assert list(texts) == ["Hello"]
     (request,) = upstream.requests
     assert (request.method, request.path) == ("POST", "/v1/chat/completions")
@@ -190,7 +190,7 @@ def test_compressed_text_is_read_as_it_arrives(upstream):
 
 
 SMILE = delta("?").replace(b"?", "😀".encode())
-"""Official upstreams send such characters as they are, not escaped."""
+"""The official API sends such characters unescaped."""
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_an_unusual_answer_is_read_completely_in_any_framing(
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
 
 
-# What language models' servers really send, and the official client
+# What real APIs send, and the official client
 
 
 @pytest.fixture
@@ -239,9 +239,9 @@ def official(upstream) -> Iterator[openai.OpenAI]:
 
 
 def read_by(official: openai.OpenAI) -> str:
-    """Return the text of an answer that the official client reads to its end.
+    """Read a complete answer with the official client. Return its text.
 
-    The client passes on what it is sent, so its user must be tolerant, too.
+    The client passes on whatever it receives, so this must be tolerant.
     """
     text = ""
     for chunk in official.chat.completions.create(
@@ -431,7 +431,7 @@ def read_as_bytes(answer: Answer) -> None:
     answer.open()
     for _ in answer:
         pass
-    raise ModelError(BROKEN_OFF)  # the end of a body may look whole
+    raise ModelError(BROKEN_OFF)  # a closed body may look complete
 
 
 def waits_in(thread: threading.Thread, *files: str) -> bool:
@@ -463,7 +463,7 @@ def check_close_wakes(read, upstream: Upstream) -> None:
     assert [(type(one), str(one)) for one in errors] == [
         (ModelError, BROKEN_OFF)
     ]
-    answer.close()  # again, which changes nothing
+    answer.close()  # closing it again has no effect
 
 
 @pytest.mark.parametrize("read", [read_as_text, read_as_bytes])
@@ -486,7 +486,7 @@ def test_close_in_another_thread_wakes_the_reader(upstream, answer, read):
 
 
 class TLSUpstream(Upstream):
-    """An upstream of https, with a certificate of its own."""
+    """An upstream that uses TLS with its own certificate."""
 
     def __init__(self, answer, certificate: str, key: str):
         super().__init__(answer)
@@ -529,7 +529,7 @@ def test_an_answer_that_was_closed_before_it_opened_disconnects(upstream):
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Let new files have numbers beyond what select() accepts."""
+    """Give new files descriptors that are too large for select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
     with ExitStack() as files:

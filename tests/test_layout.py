@@ -1,4 +1,4 @@
-"""The rules of the house: who imports whom, how long a file may be, guards."""
+"""House rules: imports between files, the length of files, and guards."""
 
 import re
 import subprocess
@@ -34,7 +34,7 @@ COPIES = {
     "progress": 820,
     "resume": 1140,
 }
-"""The lines of a lesson and of the parts that it needs, at most."""
+"""The maximum total length of a lesson and the parts that it needs."""
 
 MAY_IMPORT = {
     "sse": set(),
@@ -126,12 +126,12 @@ def test_only_the_serving_files_mention_gevent():
 
 
 def is_asking(name: str) -> bool:
-    """Tell whether a lesson asks a language model."""
+    """Return whether a lesson uses a language model."""
     return "language_model" in imports(PROJECT / "demos" / f"{name}.py")
 
 
 def guarded_requests(app: Flask) -> list[tuple[str, str, str]]:
-    """Return lesson, method and path of all that changes or costs something."""
+    """Return the lesson, method and path of each request that needs a guard."""
     found = []
     for rule in app.url_map.iter_rules():
         name = rule.endpoint.partition(".")[0]

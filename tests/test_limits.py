@@ -11,14 +11,14 @@ from app import create_app
 
 @pytest.fixture(scope="module", params=COMMANDS.values())
 def small(request):
-    """The app with room for three streams."""
+    """The app with a limit of three streams."""
     server = Server(request.param, FLASK_MAX_STREAMS="3")
     yield server
     server.stop()
 
 
 def message(body: bytes) -> str:
-    """Return the sentence of an error, in our shape or the official one."""
+    """Return the message of an error in our format or the official one."""
     error = json.loads(body)["error"]
     return error if isinstance(error, str) else error["message"]
 
@@ -81,7 +81,7 @@ def test_a_slot_is_free_again_after_an_exception_in_the_debugger(monkeypatch):
 
 
 def test_a_slot_is_free_again_if_the_response_is_never_closed():
-    """As under `flask run`, if the client resets a stream that has ended."""
+    """This happens under `flask run` if a client resets an ended stream."""
     app = create_app({"MAX_STREAMS": 1})
     for _ in range(3):
         statuses = []

@@ -1,6 +1,6 @@
-"""The app as the README puts it on the internet: behind nginx, by its config.
+"""The app behind nginx, with the configuration from the README.
 
-Its commands are run as they are written, in a folder of the test's own.
+The README's commands run as they are written, in a temporary folder.
 """
 
 import json
@@ -62,12 +62,12 @@ class TlsClient(Client):
 
 
 class Nginx:
-    """nginx, as the README starts it, in front of an app."""
+    """nginx in front of an app, started as the README says."""
 
     def __init__(self, folder: Path, app: Server, changes: dict[str, str]):
         need("openssl")
         need("nginx")
-        folder.chmod(0o755)  # root's nginx reads and writes as nobody
+        folder.chmod(0o755)  # if root starts nginx, it runs as nobody
         self.app = app
         self.port = free_port()
         self.url = f"https://localhost:{self.port}"
@@ -145,7 +145,7 @@ def app_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def nginx(put_nginx_in_front, app_server) -> Iterator[Nginx]:
-    """One that nothing goes wrong with."""
+    """An nginx that must not log any error."""
     running = put_nginx_in_front(app_server)
     yield running
     assert running.log == ""
@@ -158,7 +158,7 @@ def zipping_nginx(put_nginx_in_front, app_server) -> Nginx:
 
 @pytest.fixture
 def browser(browser):
-    """A browser that believes every certificate."""
+    """A browser that accepts every certificate."""
     new_context = partial(browser.new_context, ignore_https_errors=True)
     return SimpleNamespace(new_context=new_context)
 
@@ -289,18 +289,18 @@ def test_an_event_does_not_wait_for_the_next(request, fixture, encoding, read):
     assert received.count(b"data: ") == 1
 
 
-TICKS = 5  # more than any other test here takes from this stream
+TICKS = 5  # more than any other test here reads from this stream
 CLOCK = "/sse?interval=0.2"
 
 
-def leave_with_the_connection(page, nginx):
+def disconnect(page, nginx):
     with nginx.get(CLOCK) as client:
         events = parse_events(client.chunks())
         for _ in range(TICKS):
             next(events)
 
 
-def leave_on_a_connection_that_stays(page, nginx):
+def close_one_stream(page, nginx):
     page.goto(f"{nginx.url}/demos/hello")
     page.evaluate(
         """([url, ticks]) => new Promise((resolve) => {
@@ -316,14 +316,12 @@ def leave_on_a_connection_that_stays(page, nginx):
     )
 
 
-@pytest.mark.parametrize(
-    "leave", [leave_with_the_connection, leave_on_a_connection_that_stays]
-)
-def test_the_app_notices_a_disconnect(page, nginx, leave):
+@pytest.mark.parametrize("disconnect_by", [disconnect, close_one_stream])
+def test_the_app_notices_a_disconnect(page, nginx, disconnect_by):
     server = nginx.app
     pattern = "^clock: closed after [567] ticks$"
     before = len(server.logged(pattern))
-    leave(page, nginx)
+    disconnect_by(page, nginx)
     wait_until(lambda: len(server.logged(pattern)) > before)
 
 
@@ -363,7 +361,7 @@ def test_only_the_app_limits_a_body(nginx, more, status):
         ({"Sec_Fetch_Site": "cross-site"}, 403),
     ],
 )
-def test_pages_of_other_sites_are_rejected(nginx, headers, status):
+def test_only_pages_of_other_sites_are_rejected(nginx, headers, status):
     headers = {
         name: value.format(url=nginx.url, app=nginx.app)
         for name, value in headers.items()
@@ -379,7 +377,7 @@ def own_app(start) -> Server:
 
 @pytest.fixture
 def reader(own_app, put_nginx_in_front, page):
-    """A page that reads, through nginx, from an app that may stop."""
+    """A page that reads through nginx from an app that the test may stop."""
     page.goto(f"{put_nginx_in_front(own_app).url}/demos/reconnect")
     page.get_by_label("drop_after").fill("100")
     yield page
@@ -391,7 +389,7 @@ def said(page, words):
 
 
 def test_a_browser_reconnects_after_a_reload_of_the_app(reader, own_app):
-    # By then, the old worker has stopped.
+    # When the browser reconnects, the old worker has stopped.
     reader.locator("[name=retry]").fill("1500")
     press(reader, "Start")
     said(reader, "message: event 1.").wait_for()
@@ -432,4 +430,4 @@ def test_a_stop_of_the_app_ends_streams_immediately(start, put_nginx_in_front):
     assert len(server.logged("^clock: closed after 0 ticks$")) == len(clients)
     for client in clients:
         with client, pytest.raises(IncompleteRead):
-            client.read()  # or a cut-off answer could be taken for a whole one
+            client.read()  # or a client would take it for a complete response

@@ -43,7 +43,7 @@ CONSTRUCTS = {
         *(" onerror =", "<iframe srcdoc=", " style=", ' id="state"'),
     ],
 }
-"""What the pages show, or must survive."""
+"""Markup that the pages show, or must survive."""
 
 TIME = {
     "name": "get_time",
@@ -65,7 +65,7 @@ SUM = {
 
 @pytest.fixture(autouse=True)
 def plug_in(monkeypatch):
-    """Mount an offline model on a fresh session, in no hurry or in some."""
+    """Mount an offline model. Return a function that mounts a slower one."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(language_model, "session", requests.Session())
@@ -97,7 +97,7 @@ def received(answer: Answer) -> bytes:
 
 
 def whole(*messages: dict, **options) -> dict:
-    """Return an answer that is not streamed, in the official shape."""
+    """Return an answer without streaming. It must have the official format."""
     body = received(ask(list(messages), stream=False, **options))
     answer = json.loads(body)
     ChatCompletion.model_validate(answer, strict=True)
@@ -105,7 +105,7 @@ def whole(*messages: dict, **options) -> dict:
 
 
 def chunks(*messages: dict, **options) -> list[dict]:
-    """Return the chunks of a streamed answer, each in the official shape."""
+    """Return the chunks of an answer. Each must have the official format."""
     body = received(ask(list(messages), **options))
     *events, done = [event.data for event in parse_events([body])]
     assert done == "[DONE]"
@@ -466,7 +466,7 @@ def test_the_answer_repeats_the_results_of_tools(prompt, text):
 
 
 class Pauses:
-    """Stands in for `threading` in the model: records and skips its pauses."""
+    """Replaces `threading` in the model. Records the pauses, and skips them."""
 
     def __init__(self):
         self.seconds = []
@@ -518,7 +518,7 @@ def test_the_body_can_be_read_in_any_way(same_ids, stream):
 
 @pytest.fixture
 def waiting(plug_in, monkeypatch):
-    """An event that is set when the model pauses, which it does for long."""
+    """An event that is set when the model begins a long pause."""
     waiting = threading.Event()
 
     class Event(threading.Event):
@@ -592,7 +592,7 @@ def test_shutdown_after_the_end_changes_nothing():
 def test_a_dropped_response_leaves_nothing_behind(plug_in):
     plug_in(3600)
     threads = threading.active_count()
-    gc.disable()  # reference counting is enough
+    gc.disable()  # reference counting must be enough
     try:
         answer = ask([user("Hi")])
         left = weakref.ref(answer.open().raw._fp)

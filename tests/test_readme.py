@@ -1,4 +1,4 @@
-"""What the README and the docstrings say to type, typed."""
+"""The commands and examples of the README and the lessons work."""
 
 import json
 import re

@@ -27,7 +27,7 @@ from event_source import parse_events
 
 MANY = 200
 STOP_SECONDS = 15
-"""Half the time that gunicorn gives to connections which do not end."""
+"""Half the time that gunicorn waits for connections that do not end."""
 
 PROBE = {"PYTHONPATH": str(PROJECT / "tests")}  # to import `probe`
 FEW = {"FLASK_MAX_STREAMS": str(MANY // 2)}
@@ -77,13 +77,13 @@ def is_alive(pid):
 
 
 def press_ctrl_c(server):
-    """Send SIGINT to the master and to the worker, as a terminal does."""
+    """Send SIGINT to the master and the worker, as a terminal does."""
     os.kill(worker_of(server), signal.SIGINT)
     server.process.send_signal(signal.SIGINT)
 
 
 def open_idle_connections(server, opened):
-    """Open a connection of each kind that has no request under way."""
+    """Open one connection of each kind that has no active request."""
     address = ("127.0.0.1", server.port)
     visitor = opened.enter_context(server.get("/demos/hello"))
     assert visitor.read()
@@ -252,7 +252,7 @@ def test_the_serving_files_work_without_this_website(start, tmp_path):
 
 SHORT_SECONDS = 1.5
 SHORT = {"SHORT_SECONDS": str(SHORT_SECONDS), "FLASK_MAX_STREAMS": "62"}
-"""Short deadlines for a worker with room for 262 connections."""
+"""Short timeouts, for a worker with room for 262 connections."""
 
 
 @pytest.fixture(scope="module")
@@ -510,7 +510,7 @@ def test_200_disconnects_of_every_kind_leave_nothing_behind(request, fixture):
 
     wait_until(nothing_is_left)
     with server.get("/stream/hello") as client:
-        assert client.status == 200  # or they would still count as open
+        assert client.status == 200  # the streams no longer count as open
 
 
 def test_a_browser_reconnects_after_a_restart(start, page):

@@ -1,7 +1,7 @@
 """The answers of the offline model.
 
 It answers the user's last message in its language, English or Chinese, with one
-of the files in `answers/`. If the message mentions tools, it calls these.
+of the files in `answers/`. If the message mentions tools, it calls them.
 """
 
 import json
@@ -25,7 +25,7 @@ ANSWERS = {
 RESULTS = {"en": "The result is {}.", "zh": "结果是 {}。"}
 
 CHINESE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
-# As in real models' tokens, spaces come first. Each Chinese character is one.
+# As in real models' tokens, spaces lead. Each Chinese character is a word.
 WORD = re.compile(rf"\s*[{CHINESE}]|\s*[^\s{CHINESE}]+|\s+")
 NUMBER = re.compile(r"(?:(?<!\w)-)?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 # Capitalised words, except "I" and the first word of a sentence.
