@@ -18,7 +18,7 @@ from website.settings import has_upstream, read_settings
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """Return the app; raise SystemExit with one line if a setting is wrong."""
+    """Return the app, or raise SystemExit if a setting is invalid."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     app = Flask(__name__)
     app.config.from_prefixed_env()
@@ -42,7 +42,7 @@ def set_up_parts(config: Mapping[str, Any]) -> None:
     relay.MAX_TOKENS = config["RELAY_MAX_TOKENS"]
     broker.BROKER = broker.MemoryBroker()
     if url := os.environ.get("REDIS_URL"):
-        from redis_broker import RedisBroker  # nothing else needs redis-py
+        from redis_broker import RedisBroker  # only this needs redis-py
 
         broker.BROKER = RedisBroker(url)
         broker.BROKER.refuse_cluster()

@@ -4,10 +4,10 @@
     return follow("jobs", id)       # in the view of the stream
     stop("jobs", id)
 
-A job publishes to a channel of its own, so clients of any process can join late
-and resume. Its last event, `finished` or `failed`, is final. It comes from the
-job, from `stop`, from its process on exit, or, once the job has gone silent,
-from a process with a client. Copy this file with `sse.py` and `broker.py`.
+A job publishes to its own channel, so clients of any process can join late and
+resume. Its final event is `finished` or `failed`. The job publishes it, or
+`stop`, or the job's process when it exits. If a job goes silent, a process with
+a client ends it with `failed`. Copy this file with `sse.py` and `broker.py`.
 """
 
 import atexit
@@ -27,38 +27,38 @@ from broker import BEGIN, Conflict, Unavailable, newest
 from sse import Event, EventStream, keep_alive
 
 ENDS = ("finished", "failed")
-END = "end"  # the id of each last event, recognized without Redis
+END = "end"  # the id of every final event, recognized without Redis
 MAX_AT_ONCE = 100  # running jobs of each kind
 MAX_KEPT = 2 * MAX_AT_ONCE  # ended jobs of each kind, in this process
-MAX_EVENTS = 10_000  # of a job, because a late client gets all of them
-PULSE_SECONDS = 1.0  # of silence, after which a job publishes `waiting`
-LOST_SECONDS = 15.0  # of silence, after which its process has died
-RETRY_SECONDS = 1.0  # between two looks, and two tries while Redis is down
+MAX_EVENTS = 10_000  # per job, because a late client gets all of them
+PULSE_SECONDS = 1.0  # a silent job publishes `waiting` this often
+LOST_SECONDS = 15.0  # after this much silence, the job's process has died
+RETRY_SECONDS = 1.0  # between checks, and between attempts if Redis is down
 LOST = "The job is lost: its server has stopped, or Redis has lost its events."
 
 logger = logging.getLogger(__name__)
 _interrupts: dict[str, Callable] = {}  # of the jobs that run here
 _ended: defaultdict[str, deque] = defaultdict(deque)  # ended jobs, by kind
-_watched: set[str] = set()  # the jobs that are followed here
+_watched: set[str] = set()  # the jobs that clients follow here
 _lock = threading.Lock()  # held to add to `_interrupts` or `_watched`
 
 
 def start(
     kind: str, events: Generator[Event], interrupt: Callable = lambda: None
 ) -> str:
-    """Publish the events as they come, in a thread, and return the job's id.
+    """Publish the events from a thread as they come. Return the job's id.
 
     The last event must have the type `finished` or `failed`. After a silence of
     PULSE_SECONDS, `waiting` repeats the newest data. When the job is stopped,
     `interrupt` is called, and `events` is closed at its next event. Aborts with
-    503 if MAX_AT_ONCE jobs of this kind already run here. Raises Unavailable.
+    503 if this process runs MAX_AT_ONCE jobs of this kind. Raises Unavailable.
     """
     id = secrets.token_urlsafe(12)
     channel = f"{kind}:{id}"
     with _lock:
         running = [one.partition(":")[0] for one in list(_interrupts)]
         if running.count(kind) >= MAX_AT_ONCE:
-            seconds = 2 + secrets.randbelow(9)  # spreads the retries
+            seconds = 2 + secrets.randbelow(9)  # spreads out the retries
             abort(503, "Too many jobs are running.", retry_after=seconds)
         _interrupts[channel] = interrupt
     try:
@@ -72,12 +72,12 @@ def start(
 
 
 def follow(kind: str, id: str, *, from_newest: bool = False) -> Response:
-    """Return the stream of the job's events, up to its end.
+    """Return a stream of the job's events, up to the final one.
 
-    It resumes after the request's Last-Event-ID; without one it starts at the
-    first event or, with `from_newest`, at the newest. A client that has the end
-    gets 204, which stops a browser. Aborts with 404 for an unknown id, unless
-    the client has followed that job before: then the job is lost.
+    It resumes after the request's Last-Event-ID. Without one, it starts at the
+    first event or, with `from_newest`, at the newest. A client that already has
+    the final event gets 204, which stops EventSource. Aborts with 404 for an
+    unknown id; a client that followed the job before gets `failed` instead.
     """
     channel = f"{kind}:{id}"
     last_event_id = request.headers.get("Last-Event-ID")
@@ -85,7 +85,7 @@ def follow(kind: str, id: str, *, from_newest: bool = False) -> Response:
         return Response(status=204)
     try:
         last = newest(channel)
-    except Unavailable:  # 503 would stop a browser for good
+    except Unavailable:  # after a 503, EventSource would never reconnect
         return EventStream([], retry=2000 + secrets.randbelow(3000))
     if last is None:
         if last_event_id is None:
@@ -101,7 +101,7 @@ def follow(kind: str, id: str, *, from_newest: bool = False) -> Response:
 
 
 def stop(kind: str, id: str) -> None:
-    """Stop the job, in whatever process it runs, if it has not ended.
+    """Stop the job, whichever process runs it. Do nothing if it has ended.
 
     Aborts with 404 for an unknown id. Raises Unavailable.
     """
@@ -110,7 +110,7 @@ def stop(kind: str, id: str) -> None:
         if newest(channel) is None:
             abort(404, f"There is nothing with the id {id!r} in {kind}.")
         _end(channel, "The job was stopped.")
-    except Unavailable:  # stop at least a job that runs here: it may cost money
+    except Unavailable:  # the job may cost money: stop it if it runs here
         _interrupts.get(channel, lambda: None)()
         raise
 
@@ -129,13 +129,13 @@ def _run(channel: str, items: Iterator[Event | None], last_id: str) -> None:
     try:
         with closing(items):
             for count, event in enumerate(items):
-                if count > MAX_EVENTS - 10:  # room for its start and its end
+                if count > MAX_EVENTS - 10:  # leave room for start and end
                     event = _failed("The job published too many events.")
                 event = event or Event(data, event="waiting")
                 data = event.data
                 if (last_id := _publish(channel, event, last_id)) is None:
                     return
-        raise RuntimeError("the job did not publish how it ended")
+        raise RuntimeError("the job did not publish `finished` or `failed`")
     except Exception:
         logger.exception("%s failed", channel)
         if last_id is not None:
@@ -150,7 +150,7 @@ def _run(channel: str, items: Iterator[Event | None], last_id: str) -> None:
 
 
 def _publish(channel: str, event: Event, last_id: str) -> str | None:
-    """Return its id; None if the job has ended, or Redis has lost all of it."""
+    """Return its id, or None if the job has ended or Redis has lost it all."""
     while True:
         try:
             id = _publish_after(last_id, channel, event)
@@ -165,7 +165,7 @@ def _publish(channel: str, event: Event, last_id: str) -> str | None:
                 ids = (last.id.split("-"), last_id.split("-"))
                 newest_id, mine = (tuple(map(int, id)) for id in ids)
                 if newest_id > mine:
-                    return last.id  # only the answer of Redis was lost
+                    return last.id  # it was published: only the reply was lost
                 _end(channel, LOST)
 
 
@@ -179,31 +179,31 @@ def _failed(error: str, id: str | None = None) -> Event:
 
 
 def _end(channel: str, error: str) -> None:
-    """End the job, unless it has already ended."""
+    """End the job unless it has already ended."""
     with suppress(Conflict):
         _publish_after(None, channel, _failed(error))
 
 
 def _watch(channel: str) -> None:
     """End the job if it goes silent, because then its process has died."""
-    seen_id, looks = None, 0  # not seconds: this process may have been paused
+    seen_id, checks = None, 0  # not seconds: this process may be paused
     while True:
         time.sleep(RETRY_SECONDS)
-        with suppress(Conflict, Unavailable):  # a failed look doesn't count
+        with suppress(Conflict, Unavailable):  # a failed check doesn't count
             last = newest(channel)
             if last and last.event in ENDS:
                 break
             last_id = last.id if last else BEGIN
-            seen_id, looks = last_id, looks + 1 if last_id == seen_id else 0
-            if looks * RETRY_SECONDS >= LOST_SECONDS:
-                looks = 0  # if Redis refuses this, the job can't publish either
+            seen_id, checks = last_id, checks + 1 if last_id == seen_id else 0
+            if checks * RETRY_SECONDS >= LOST_SECONDS:
+                checks = 0  # if this is rejected, the job can't publish either
                 _publish_after(last_id, channel, _failed(LOST))
     _watched.discard(channel)
 
 
 @atexit.register
 def _end_all() -> None:
-    """End the jobs that run here, unless Redis is down."""
+    """End the jobs of this process, unless Redis is down."""
     with suppress(Unavailable):
         for channel in list(_interrupts):
             _end(channel, LOST)

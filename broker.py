@@ -6,15 +6,15 @@
     return EventStream(subscribe("news", last_event_id))
 
 The channels are in the memory of this process. If several processes serve your
-app, set `broker.BROKER = RedisBroker(url)` at the start: see `redis_broker.py`.
+app, set `broker.BROKER = RedisBroker(url)` at startup: see `redis_broker.py`.
 
-The plain way is a queue per client: each publish costs a `put` per client, a
-slow client fills its queue, and a replay needs a second copy of the events.
-Here a channel is a linked list, node --event--> node --event--> tail. A client
-holds one node, its place. It follows `next` to the next event, and waits at the
-tail; to publish is to append a node and to wake who waits. A replay starts at
-an older node. When the list is full, the oldest node is cut off: a client that
-still holds it notices, and is sent `reset`. Copy this file with `sse.py`.
+The obvious design is a queue per client. But then each publish costs a `put`
+per client, a slow client fills its queue, and a replay needs a copy of all
+events. Here a channel is a linked list, node --event--> node --event--> tail. A
+client holds one node, its position, follows `next`, and waits at the tail.
+Publishing appends a node, and wakes the waiting clients. A replay starts at an
+older node. When the list is full, the oldest node is cut off. A client that
+still holds it notices, and gets a `reset`. Copy this file with `sse.py`.
 """
 
 import threading
@@ -27,7 +27,7 @@ from werkzeug.exceptions import PreconditionFailed, ServiceUnavailable
 import sse
 from sse import Event
 
-BEGIN = "0-0"  # the id before the first event of every channel
+BEGIN = "0-0"  # the id before the first event of any channel
 MAX_EVENTS = 1000
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 KEEP_SECONDS = 24 * 60 * 60
@@ -42,7 +42,7 @@ class Conflict(PreconditionFailed):  # 412
 
 
 class Unavailable(ServiceUnavailable):  # 503
-    """Redis is in use, and is down or refuses."""
+    """The broker uses Redis, which is down or rejects the command."""
 
     description = "Redis is not available. Try again in a few seconds."
 
@@ -50,7 +50,7 @@ class Unavailable(ServiceUnavailable):  # 503
 class PublishedEvent:
     """An event with its id and its data as text, encoded once for all clients.
 
-    Raises ValueError for over MAX_EVENT_BYTES, and what `Event.encode` raises.
+    Raises what `Event.encode` raises, and ValueError beyond MAX_EVENT_BYTES.
     """
 
     def __init__(self, id: str, event: Event, final: bool = False):
@@ -60,7 +60,7 @@ class PublishedEvent:
         sent = Event(self.data, event=event.event, id=id, retry=event.retry)
         self.encoded = sent.encode()
         if len(self.encoded) > MAX_EVENT_BYTES:
-            raise ValueError(f"The event has over {MAX_EVENT_BYTES} bytes.")
+            raise ValueError(f"The event is over {MAX_EVENT_BYTES} bytes long.")
 
     def encode(self) -> bytes:
         return self.encoded
@@ -74,37 +74,37 @@ def publish(
     max_events: int = MAX_EVENTS,
     final: bool = False,
 ) -> str:
-    """Publish an event, and return the id that it gets.
+    """Publish an event, and return its id.
 
-    after: publish only if the newest event has this id; BEGIN if there is none.
+    after: the id that the newest event must have; BEGIN for an empty channel.
     max_events: how many events the channel keeps from now on. All of them are
         discarded KEEP_SECONDS after the newest.
     final: the channel ends with this event; publishing more raises Conflict.
 
-    Raises Conflict, Unavailable (and the event may be published all the same),
-    and ValueError for an event that has an id or is too large.
+    Raises Conflict, Unavailable (the event may still have been published), and
+    ValueError for an event that has an id or is too large.
     """
     if event.id is not None:
-        raise ValueError(f"The broker sets the id, got {event.id!r}.")
+        raise ValueError(f"The broker assigns the id, got {event.id!r}.")
     return BROKER.publish(channel, event, after, max_events, final)
 
 
 def subscribe(channel: str, last_event_id: str | None = None) -> Events:
-    """Return a generator of the channel's events, which never ends by itself.
+    """Return an endless generator of the channel's events.
 
     It resumes after `last_event_id`; with BEGIN, at the first event. If that
-    event has been discarded, or if the client is too slow, an event `reset`
-    reports the gap, and all events that are kept follow. Without an id it
-    starts with the next event; until then, an event `begin` carries the id to
-    resume from. In silence, and while Redis is down, it yields None.
+    event has been discarded, or if the client is too slow, a `reset` event
+    reports the gap, and all events that are still stored follow. Without an id,
+    it starts with the next event; until then, a `begin` event carries the id to
+    resume from. During silence, and while Redis is down, it yields None.
     """
     events = BROKER.subscribe(channel, last_event_id)
-    next(events)  # its place is that of this call, not of the first event
+    next(events)  # take the position now, not at the first event
     return events
 
 
 def newest(channel: str) -> PublishedEvent | None:
-    """Return the newest event, if there is one. Raises Unavailable."""
+    """Return the newest event, or None if there is none. Raises Unavailable."""
     return BROKER.newest(channel)
 
 
@@ -114,7 +114,7 @@ def forget(channel: str) -> None:
 
 
 class Node:
-    """The place after an event and before the next one."""
+    """The position after an event and before the next one."""
 
     __slots__ = ("arrived", "event", "id", "next")
 
@@ -142,13 +142,13 @@ class Log:
         end.arrived.set()
 
     def start_over(self, id: str = BEGIN) -> None:
-        """Discard all events: all who read are sent `reset`."""
+        """Discard all events. All current subscribers get `reset`."""
         end, self.head = self.tail, Node(id)
         self.tail, self.nodes = self.head, {id: self.head}
         end.arrived.set()
 
     def read(self, last_event_id: str | None, place: str) -> Events:
-        """Yield what follows `last_event_id`; without one, `place`."""
+        """Yield what follows `last_event_id` or, without one, `place`."""
         if last_event_id is None:
             yield Event(place, event="begin", id=place)
             last_event_id = place
@@ -157,19 +157,19 @@ class Log:
             if node is None:
                 node = self.head
                 yield Event(GAP, event="reset", id=node.id)
-            arrived = node.arrived  # before `next`: what comes later sets it
+            arrived = node.arrived  # before `next`: a later event sets it
             if following := node.next:
                 node = following
                 yield node.event
             elif self.nodes.get(node.id) is not node:
-                node = None  # it was cut off
+                node = None  # the node was cut off
             elif arrived.wait() and node is self.tail:
-                yield None  # it was the pulse
+                yield None  # the pulse set it
 
 
 class Channels:
-    """The logs of a process. One pulse ends the silence of all who read them,
-    which is cheaper than a timer for each.
+    """The logs of a process. One pulse wakes all silent subscribers, which is
+    cheaper than a timer for each.
     """
 
     def __init__(self, *, keep_unread: bool):
@@ -213,7 +213,7 @@ class MemoryBroker:
 
     def __init__(self):
         self._channels = Channels(keep_unread=True)
-        self._newest = 0, 0  # the id, of all channels: none is given twice
+        self._newest = 0, 0  # the id, for all channels: none is used twice
 
     def publish(self, channel, event, after, max_events, final) -> str:
         logs, oldest = self._channels.logs, time.monotonic() - KEEP_SECONDS

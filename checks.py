@@ -1,7 +1,7 @@
-"""Check a request where it enters: its numbers, its JSON, and who sent it.
+"""Validate a request: its numbers, its text, its JSON, and who sent it.
 
-Each function returns what the request holds, or aborts with a sentence that
-says what is wrong and what is allowed. Copy this file into any Flask app.
+Each function returns the valid value, or aborts with a message that says what
+is wrong and what is allowed. Copy this file into any Flask app.
 """
 
 import json
@@ -11,11 +11,11 @@ from typing import Any
 from flask import Response, abort, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-# Names of blueprints that are open to other sites, because they cost nothing.
+# Names of blueprints that other sites may use, because they cost nothing.
 OPEN_BLUEPRINTS: frozenset[str] = frozenset()
 FOREIGN = (
-    "Only pages of this site may do this. If this is one of them, a proxy in "
-    "front of the server has changed the Host header."
+    "Only this site's own pages may do this. If this page is one of them, "
+    "a proxy in front of the server has changed the Host header."
 )
 NUMBER = re.compile("[-+]?([0-9]+|[0-9]*[.][0-9]+)([eE][-+]?[0-9]+)?")
 
@@ -23,7 +23,7 @@ NUMBER = re.compile("[-+]?([0-9]+|[0-9]*[.][0-9]+)([eE][-+]?[0-9]+)?")
 def query_number(
     name: str, default: float, lowest: float, highest: float
 ) -> float:
-    """Return a number from the query, of the type of `default`.
+    """Return a number from the query string, of the type of `default`.
 
     Aborts with 400 unless it is a number from `lowest` to `highest`.
     """
@@ -40,7 +40,7 @@ def query_number(
 
 
 def query_text(name: str, lowest: int, highest: int) -> str:
-    """Return a text from the query.
+    """Return text from the query string.
 
     Aborts with 400 unless it has `lowest` to `highest` characters.
     """
@@ -50,7 +50,7 @@ def query_text(name: str, lowest: int, highest: int) -> str:
 def json_text(
     body: dict[str, Any], name: str, lowest: int, highest: int
 ) -> str:
-    """Return a string that is a member of a JSON object.
+    """Return a string from a JSON object.
 
     Aborts with 400 unless it has `lowest` to `highest` characters.
     """
@@ -66,7 +66,7 @@ def _checked_text(text: Any, name: str, lowest: int, highest: int) -> str:
 def json_object(max_bytes: int) -> dict[str, Any]:
     """Return the JSON object in the body, strictly as RFC 8259 defines it.
 
-    Aborts with 415 for another Content-Type, with 413 for a body of over
+    Aborts with 415 if the Content-Type is not JSON, with 413 for a body over
     `max_bytes`, and with 400 if the body is incomplete or not a JSON object.
     """
     if not request.is_json:
@@ -77,13 +77,13 @@ def json_object(max_bytes: int) -> dict[str, Any]:
             raise EOFError
     except RequestEntityTooLarge:  # the app sets a smaller limit
         raise
-    except Exception:  # every server raises errors of its own
+    except Exception:  # each server raises its own exceptions
         abort(400, "The body is incomplete.")
     if len(body) > max_bytes:
         abort(413, f"The body must have at most {max_bytes} bytes.")
     try:
         value = json.loads(body.decode())
-        json.dumps(value, allow_nan=False)  # Python reads NaN, JSON has none
+        json.dumps(value, allow_nan=False)  # Python parses NaN; JSON has none
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -94,7 +94,7 @@ def json_object(max_bytes: int) -> dict[str, Any]:
 def same_origin_only() -> None:
     """Abort with 403 if another site's page, or a prefetch, sent the request.
 
-    A guard for whatever changes something or costs money: pass it to
+    Guard requests that change something or cost money: pass this function to
     `bp.before_request`. Browsers send Sec-Fetch-Site and Sec-Purpose (W3C Fetch
     Metadata), Origin (RFC 6454) or, with a GET over plain HTTP, only Referer.
     curl and API clients send none of them, and pass. Set Flask's TRUSTED_HOSTS
@@ -114,6 +114,6 @@ def same_origin_only() -> None:
 
 
 def allow_any_origin(response: Response) -> Response:
-    """Let the pages of all sites read the response: for `bp.after_request`."""
+    """Let pages of all sites read the response. Pass to `bp.after_request`."""
     response.headers["Access-Control-Allow-Origin"] = "*"
     return response

@@ -5,16 +5,16 @@
     for event in parse_events(iter(lambda: read(65536, True), b"")):
         print(event.event, event.data)
 
-`parse_events` is the parser of the standard, and nothing else: it knows neither
-the connection nor the client, does not reconnect, and takes its bytes from
-anywhere. Four rules of the standard are easy to get wrong:
+`parse_events` is the parser that the standard defines, and nothing else: it
+accepts bytes from anywhere, and does not reconnect. Four rules of the standard
+are easy to get wrong:
 
-- A line ends with CRLF, LF or CR, wherever the chunks are cut. U+2028 and other
-  separators that Python knows end no line.
-- A blank line dispatches the event, unless it has no `data` line: then its
-  type is forgotten, but its id stays.
-- The last event ID stays from event to event. An id with NUL is ignored.
-- An event that the stream cuts off before its blank line is dropped.
+- A line ends with CRLF, LF or CR, even where that is split between two chunks.
+  U+2028 and other separators that Python recognizes do not end a line.
+- A blank line dispatches the event. If there was no `data` line, no event is
+  dispatched: the event type is discarded, but the id is kept.
+- The last event ID carries over to later events. An id with NUL is ignored.
+- If the stream ends before an event's blank line, that event is dropped.
 
 Copy this file anywhere; it needs nothing else.
 Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -28,16 +28,16 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 BOM = b"\xef\xbb\xbf"
 LINE_END = re.compile(b"\r\n|\r|\n")
-# More digits are no time, and Python refuses to convert very many.
+# A longer number is not a real delay, and Python won't convert a huge one.
 RETRY = re.compile(rb"0{0,99}([0-9]{1,18})")
 
 
 class EventTooLarge(ValueError):
-    """An event stream contains a larger event than its client accepts."""
+    """The stream contains a larger event than its client accepts."""
 
     def __init__(self, max_bytes: int):
         super().__init__(
-            f"The stream contains an event of over {max_bytes} bytes."
+            f"The stream contains an event over {max_bytes} bytes long."
         )
 
 
@@ -60,8 +60,8 @@ def parse_events(
 ) -> Iterator[ReceivedEvent]:
     """Yield the events of a stream that arrives in chunks of any size.
 
-    Each event is yielded as soon as its blank line has arrived. Raises
-    EventTooLarge for data, or a line, of over `max_bytes`.
+    Yields each event as soon as its blank line arrives. Raises EventTooLarge
+    if the data of an event, or a line, is longer than `max_bytes`.
     """
     data, size, event_type, last_event_id, retry = [], 0, "", "", None
     for line in _lines(chunks, max_bytes):
@@ -91,7 +91,7 @@ def parse_events(
 
 
 def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
-    """Yield each line that has ended, the first one without its BOM."""
+    """Yield each complete line. Drop a BOM at the start of the stream."""
     line, after_cr, bom = bytearray(), False, BOM
     most = max_bytes + len(BOM + b"data: ")
     for chunk in filter(None, chunks):

@@ -1,13 +1,13 @@
-"""Markdown that is still being written, as blocks of safe HTML.
+"""Turn Markdown into safe HTML, block by block, while it streams in.
 
-The author of the Markdown is not trusted. markdown-it-py turns it into HTML,
-nh3 removes whatever is more than the markup of text, and selectolax reads both,
-so that each removal can be reported. Pygments colours the code.
+The author of the Markdown is not trusted. markdown-it-py turns it into HTML.
+nh3 sanitizes that: it removes everything except the markup of text. selectolax
+parses both, so each removal can be reported. Pygments highlights code.
 
 Copy this file into any app; it needs those four and nothing of this project.
 The Markdown is CommonMark (https://spec.commonmark.org) with tables and
-strikethrough. One thing cannot be had while a text grows: a link by reference
-whose reference is defined later stays text.
+strikethrough. One thing is impossible while text streams in: a reference link
+stays text if its definition comes later.
 """
 
 import re
@@ -37,54 +37,54 @@ CLEANER = nh3.Cleaner(
     allowed_classes={"span": set(filter(None, STANDARD_TYPES.values()))},
     url_schemes={"http", "https", "mailto"},
 )
-"""Without images: the address of one can carry away what the page knows."""
+"""No images: the URL of one can leak what the page knows."""
 
 LANGUAGES = """bash c console cpp css diff go html http java javascript js json
     jsx php py python ruby rust sh sql toml ts tsx typescript xml yaml yml"""
 
-BLANK_LINES = re.compile(r"(?<=\n)(\s{20,}\n)")  # some lexers are slow there
+BLANK_LINES = re.compile(r"(?<=\n)(\s{20,}\n)")  # slow in some lexers
 CODE_PIECE = re.compile(r"(.{0,1999}\n)|(.{1,2000})", re.DOTALL)
-"""As many whole lines of code as a lexer gets at once, because many lexers take
-time quadratic in that, or a part of a line that is too long for any."""
+"""Complete lines of code, for one call of a lexer, or part of a line that is
+too long to highlight. Many lexers take time quadratic in the length."""
 
 MAX_RAW_TAGS = 300
-"""The raw HTML of a block with more tags than this is shown as text, because
-tags that are left open multiply: 20 kB of them can become 20 MB of HTML."""
+"""If a block has more tags than this, its raw HTML is shown as text: unclosed
+tags multiply, and 20 kB of them can become 20 MB of HTML."""
 
 MAX_SWELLING = 10
 MAX_ADDRESS_CHARACTERS = 2000
-"""Links are shown as text once their addresses are longer than ten times the
-text, and this, because a reference can repeat a long address for ever."""
+"""Links become text once their URLs exceed ten times the text by this many
+characters, because references can repeat a long URL any number of times."""
 
 STEPS = 2
 FREE_STEPS = 300
 MAX_STEPS = 2000
-"""The parser may look ahead twice per character, and 300 times. After that,
-brackets are text and nested lines are paragraphs, because each that is left
-open makes it read all that follows. A list of 500 items becomes two."""
+"""The parser may look ahead twice per character, and 300 times more. After
+that, brackets are text, and nested lines are paragraphs: each unclosed one
+makes it read all that follows. A list of 500 items becomes two lists."""
 
-MAX_NESTING = 100  # nothing deeper is shown
-CELL_CHARACTERS = 2  # a table of fewer per cell ends: short rows are filled up
-MAX_TOLD_CHARACTERS = 200
+MAX_NESTING = 100  # deeper content is not shown
+CELL_CHARACTERS = 2  # end a table with fewer per cell: short rows are padded
+MAX_SHOWN_CHARACTERS = 200
 SMALL_CHARACTERS = 1000
 GROWTH = 5
-STEP_WORK = 6  # as much as six characters
+STEP_WORK = 6  # as much work as six characters
 TOKEN_WORK = 2
 
 
 class Block(NamedTuple):
-    """A block as safe HTML, and what was removed from it, and where."""
+    """A block as safe HTML, and what was removed from where."""
 
     html: str
     blocked: list[tuple[str, str]]
 
 
 class GrowingMarkdown:
-    """A Markdown text that grows at its end.
+    """Markdown that grows at its end.
 
-    `add` text, and now and then, when `has_grown`, `take_finished` blocks and
-    `draw` the open one; at the end `take_rest`. All of it takes time linear in
-    the text, even if all of it is one block.
+    `add` text. From time to time, if it `has_grown`, `take_finished` blocks and
+    `draw` the open one. At the end, `take_rest`. The total time is linear in
+    the length of the text, even if all of it is one block.
     """
 
     def __init__(self) -> None:
@@ -93,18 +93,18 @@ class GrowingMarkdown:
         self._env = defaultdict(int, references={})
 
     def add(self, text: str) -> None:
-        # A lone surrogate, which UTF-8 cannot hold, becomes `?`.
+        # A lone surrogate, which UTF-8 cannot encode, becomes `?`.
         self._text += text.encode(errors="replace").decode()
 
     @property
     def has_grown(self) -> bool:
-        """Tell whether to draw again: a large block after a fifth more."""
+        """Return whether to draw again. A large block must grow by a fifth."""
         grown = len(self._text) - self._drawn_size
         large = max(len(self._text), self._weight) - SMALL_CHARACTERS
         return grown > 0 and grown * GROWTH >= large
 
     def take_finished(self) -> Iterator[Block]:
-        """Take the blocks off that nothing can change any more."""
+        """Remove and return the blocks that later text cannot change."""
         finished, self._text = _split(self._text)
         return map(_clean, _render(finished, self._env))
 
@@ -117,11 +117,11 @@ class GrowingMarkdown:
         return html
 
     def take_rest(self) -> list[Block]:
-        """Take all blocks that are left, now that the text has ended."""
+        """Remove and return all remaining blocks, once the text has ended."""
         text, self._text = self._text, ""
         blocks = list(map(_clean, _render(text, self._env)))
         if not blocks and text.strip():
-            # What was drawn as text so far was the address of a reference.
+            # The text that was drawn so far was the URL of a reference.
             blocks.append(Block("", []))
         return blocks
 
@@ -129,7 +129,7 @@ class GrowingMarkdown:
 def _split(text: str) -> tuple[str, str]:
     """Return the finished blocks of the text, and the open one."""
     lines = re.sub(r"\r\n|\r(?!\Z)", "\n", text).split("\n")
-    # What a line is can change while it grows, unless it begins with a letter.
+    # A growing line can still change its kind, unless it begins with a letter.
     known = lines if lines[-1][:1].isalpha() else lines[:-1]
     source, env = "\n".join(known) + "\n", defaultdict(int)
     tokens = MARKDOWN.block.parse(source, MARKDOWN, env, [])
@@ -137,19 +137,19 @@ def _split(text: str) -> tuple[str, str]:
     if not blocks:
         return "", text
     start, end = blocks[-1].map
-    # Of all blocks, lists and indented code alone go on after a blank line.
-    goes_on = blocks[-1].type.endswith(("list_open", "code_block"))
-    cut = start if goes_on or end == len(known) else end
+    # Only lists and indented code can continue after a blank line.
+    may_continue = blocks[-1].type.endswith(("list_open", "code_block"))
+    cut = start if may_continue or end == len(known) else end
     return "\n".join([*lines[:cut], ""]), "\n".join(lines[cut:])
 
 
 def _render(text: str, env: dict, is_open: bool = False) -> Iterator[str]:
-    """Yield the HTML of each block, not yet clean, and add links to `env`."""
+    """Yield each block as unsafe HTML, and add reference links to `env`."""
     block = []
     env.update(work=0, seen=0, steps_left=STEPS * len(text) + FREE_STEPS)
     for token in MARKDOWN.parse(text, env):
         if is_open and token.type == "fence":
-            token.info = ""  # no colours before the code is whole
+            token.info = ""  # highlight code only when it is complete
         if "style" in token.attrs:
             token.attrs["align"] = token.attrs.pop("style").split(":")[1]
         block.append(token)
@@ -161,7 +161,7 @@ def _render(text: str, env: dict, is_open: bool = False) -> Iterator[str]:
 
 
 def _limit(block: list[Token], env: dict) -> None:
-    """Turn raw HTML and links into text where they would swell too much."""
+    """Turn raw HTML and links into text if there would be too much HTML."""
     tokens = block + [one for token in block for one in token.children or ()]
     raw = [token for token in tokens if token.type.startswith("html_")]
     if sum(token.content.count("<") for token in raw) > MAX_RAW_TAGS:
@@ -192,7 +192,7 @@ def _highlight(code: str, language: str, attributes: str) -> str:
 
 @simplefilter
 def _standard(self, lexer, stream, options) -> Iterator[tuple]:
-    """Give each token the nearest type that has a class in every style."""
+    """Replace each type by the nearest one that has a class in every style."""
     for kind, text in stream:
         while kind not in STANDARD_TYPES:
             kind = kind.parent
@@ -200,7 +200,7 @@ def _standard(self, lexer, stream, options) -> Iterator[tuple]:
 
 
 def _look_ahead(state) -> None:
-    """Skip a token, or the rest of the text if that was done too often."""
+    """Skip a token, or the rest of the text after too many skips."""
     state.env["work"] += 1
     state.env["steps_left"] -= 1
     if state.env["steps_left"] < 0:
@@ -210,7 +210,7 @@ def _look_ahead(state) -> None:
 
 
 def _limit_steps(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """Make a paragraph of each line, once the lines were read too often."""
+    """Make each line a paragraph once the lines have been read too often."""
     env, here = state.env, state.bMarks[start]
     if state.level == 0 and not silent and here >= env["seen"]:
         env.update(block=here, seen=here, steps=0)
@@ -250,7 +250,7 @@ def _contents(html: str) -> Counter:
         found[what, "the text"] += 1
         for name, value in node.attributes.items():
             what = name if value is None else f'{name}="{value}"'
-            found[what[:MAX_TOLD_CHARACTERS], f"<{node.tag}>"] += 1
+            found[what[:MAX_SHOWN_CHARACTERS], f"<{node.tag}>"] += 1
     return found
 
 
@@ -263,5 +263,5 @@ everywhere = {"alt": [*ended, "blockquote", "list"]}
 rules.before("table", "steps", _limit_steps, everywhere)
 skip_token = MARKDOWN.inline.skipToken
 MARKDOWN.inline.skipToken = _look_ahead
-# The cleaner alone judges addresses, so that each removal is reported.
+# Only the cleaner checks URLs, so that each removal is reported.
 MARKDOWN.validateLink = lambda url: True

@@ -1,4 +1,4 @@
-"""Read a streamed answer from an OpenAI-compatible API (Chat Completions).
+"""Stream answers from an OpenAI-compatible API (Chat Completions).
 
     answer = ask([{"role": "user", "content": "What is an event stream?"}])
     for text in deltas(answer):
@@ -23,11 +23,11 @@ from event_source import parse_events
 BASE_URL = "https://api.openai.com/v1"  # unless OPENAI_BASE_URL is set
 MODEL = "gpt-5.4-mini"  # unless OPENAI_MODEL or the request names another
 CONNECT_SECONDS = 5
-SILENCE_SECONDS = 60.0  # an answer that pauses for longer has failed
+SILENCE_SECONDS = 60.0  # an answer that pauses for longer counts as failed
 BROKEN_OFF = "The language model's answer broke off."
 REASONS = {401: ", wrong API key", 429: ", too many requests"}
 
-# Keeps connections open, but no cookies. A full pool would log warnings.
+# Reuses connections, but stores no cookies. A full pool would log warnings.
 session = requests.Session()
 session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=1000))
 session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=1000))
@@ -35,7 +35,7 @@ session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
 
 class ModelError(Exception):
-    """There is no complete answer. The message is safe to show."""
+    """The answer is missing or incomplete. The message is safe to show."""
 
     def __init__(self, message: str, status: int = 502):
         super().__init__(message)
@@ -43,9 +43,9 @@ class ModelError(Exception):
 
 
 class Answer:
-    """A request to the API, and its response once `open` has returned it.
+    """A request to the API and, after `open`, its response.
 
-    `close` may be called in another thread, and wakes its reader.
+    `close` may be called from another thread; it wakes the thread that reads.
     """
 
     def __init__(self, path: str, body: dict | None = None):
@@ -53,7 +53,7 @@ class Answer:
         self._response, self._is_closed = None, False
 
     def open(self) -> requests.Response:
-        """Send the request. Raises ModelError if no response comes."""
+        """Send the request. Raises ModelError if there is no response."""
         base_url = os.environ.get("OPENAI_BASE_URL") or BASE_URL
         try:
             self._response = session.request(
@@ -68,13 +68,13 @@ class Answer:
             )
         except requests.ReadTimeout:
             raise ModelError("The language model is silent.", 504) from None
-        except (OSError, ValueError, HTTPError):  # they may show the key
+        except (OSError, ValueError, HTTPError):  # may contain the key
             raise ModelError("The language model is unreachable.") from None
         return self._response
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the body as it arrives. Raises ModelError if it breaks off."""
-        read = self._response.raw.read1  # iter_content waits for the end
+        read = self._response.raw.read1  # iter_content may wait for the end
         try:
             while not self._is_closed and (data := read(65536, True)):
                 yield data
@@ -89,7 +89,7 @@ class Answer:
         if self._response is not None:
             for end in (self._response.raw.shutdown, self._response.close):
                 with suppress(OSError, RuntimeError, ValueError):
-                    end()  # fails if it has ended, or is being read
+                    end()  # fails if the response has ended, or is being read
 
 
 def _authorize(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -99,7 +99,7 @@ def _authorize(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def ask(messages: list, /, **options: Any) -> Answer:
-    """Return a streamed answer, which is not requested before it is read."""
+    """Return a streamed answer. The request is sent when it is first read."""
     body = {"model": MODEL, "messages": messages, "stream": True} | options
     body["model"] = os.environ.get("OPENAI_MODEL") or body["model"]
     return Answer("/chat/completions", body)
@@ -108,8 +108,8 @@ def ask(messages: list, /, **options: Any) -> Answer:
 def deltas(answer: Answer) -> Iterator[str]:
     """Request the answer, and yield its text as it arrives.
 
-    Raises ModelError if the answer is refused, fails, or breaks off: only a
-    `[DONE]` or a finish_reason proves that it is complete.
+    Raises ModelError if the API refuses or fails, or if the answer breaks off.
+    Only `[DONE]` or a finish_reason proves that an answer is complete.
     """
     is_complete = False
     with closing(answer):

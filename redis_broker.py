@@ -8,21 +8,21 @@ Theory of operation:
    can lose one server and resume at another, right after its Last-Event-ID.
    Redis' own pub/sub would silently lose whatever is published while a process
    is disconnected.
-2. Each process copies the channels that have clients here into a `Log` in
-   memory, with one thread and one connection for all of them. That thread alone
-   changes the logs; from there on, everything is as in `broker.py`.
+2. Each process copies the channels of its own clients into `Log`s in memory.
+   One thread with one connection does this for all channels. Only that thread
+   changes the logs. From there on, everything works as in `broker.py`.
 3. Each entry names the entry before it. If that is not the newest in the copy,
-   there is a gap, whatever the reason: a stream that was trimmed, emptied, or
-   restored from a backup. Then the log starts over, and clients get `reset`.
-4. Redis can also lose its newest entries, and then give ids that are lower than
-   those in the copy: an XREAD would wait for higher ones forever. So the thread
-   compares the newest ids every CHECK_SECONDS. It skips a channel that it
-   cannot read, because that would fail the XREAD of all channels.
-5. While Redis is down, clients stay connected, and the thread tries again with
-   backoff. Publishing raises Unavailable; it is never repeated, because the
+   there is a gap: the stream was trimmed, emptied, or restored from a backup,
+   for example. Then the log starts over, and clients get `reset`.
+4. Redis can also lose its newest entries. Then it may assign lower ids than
+   those in the copy, and XREAD would wait for higher ones forever. So the
+   thread compares the newest ids every CHECK_SECONDS. It skips channels that it
+   cannot read, because one of them would make the XREAD fail for all.
+5. While Redis is down, clients stay connected, and the thread retries with
+   backoff. Publishing raises Unavailable. It is never retried, because the
    first attempt may have succeeded.
 
-Copy this file together with `broker.py`; it needs redis-py, and Redis 7.
+Copy this file together with `broker.py`. It needs redis-py and Redis 7.
 """
 
 import json
@@ -46,14 +46,14 @@ from sse import Event
 KEY_PREFIX = "sse:"
 MAX_CONNECTIONS = 20
 TIMEOUT_SECONDS = 5
-LOAD_SECONDS = 2  # to wait for the copy before a stream starts
-BLOCK_MS = 100  # until a channel that is new here is looked at
+LOAD_SECONDS = 2  # how long a new stream waits for the copy
+BLOCK_MS = 100  # until the thread notices a new channel
 CHECK_SECONDS = 1
 FORGET_SECONDS = 60  # until an empty channel is deleted
-LOG_SECONDS = 30  # between two log lines about the same problem
+LOG_SECONDS = 30  # between log lines about the same problem
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 5
 
-# One script, so that nobody publishes between the comparison and the XADD.
+# A script is atomic: nobody can publish between the comparison and the XADD.
 PUBLISH = """
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local previous = newest and newest[1] or '0-0'
@@ -71,7 +71,7 @@ logger = logging.getLogger(__name__)
 
 
 class RedisBroker:
-    """The channels in a Redis. `redis.Redis.from_url` must accept `url`."""
+    """The channels in Redis. `redis.Redis.from_url` must accept `url`."""
 
     def __init__(self, url: str):
         self._new_pool = partial(
@@ -91,14 +91,14 @@ class RedisBroker:
         self._is_down, self._quiet_until = False, {}
 
     def refuse_cluster(self) -> None:
-        """Raise SystemExit for a cluster: one connection cannot read it all."""
+        """Raise SystemExit for a cluster: one connection can't read it all."""
         with suppress(broker.Unavailable), self._available():  # may start later
             if self._redis.info("cluster").get("cluster_enabled"):
                 logger.error("REDIS_URL must not be a Redis Cluster.")
-                raise SystemExit(3)  # with 1, gunicorn would start a new worker
+                raise SystemExit(3)  # with 1, gunicorn would restart the worker
 
     def publish(self, channel, event, after, max_events, final) -> str:
-        text = PublishedEvent(41 * "9", event).data  # raises; no id is longer
+        text = PublishedEvent(41 * "9", event).data  # the longest id; may raise
         fields = {"data": text, "event": event.event, "retry": event.retry}
         arguments = [json.dumps(fields), max_events, KEEP_SECONDS, int(final)]
         if after is not None:
@@ -145,14 +145,14 @@ class RedisBroker:
         except redis.RedisError as error:
             if isinstance(error, redis.ReadOnlyError):  # after a failover
                 self._redis.connection_pool = self._new_pool()
-            self._log("Redis refuses: %s", error)
+            self._log("Redis rejected a command: %s", error)
             raise broker.Unavailable(retry_after=TIMEOUT_SECONDS) from None
         if self._is_down:
             self._is_down = False
             logger.warning("Redis is available again.")
 
     def _log(self, sentence: str, *values: object) -> bool:
-        """Log a sentence once in LOG_SECONDS. Return whether it was logged."""
+        """Log it at most once in LOG_SECONDS. Return whether it was logged."""
         now = time.monotonic()
         if is_due := now >= self._quiet_until.get(sentence, now):
             self._quiet_until[sentence] = now + LOG_SECONDS
@@ -160,7 +160,7 @@ class RedisBroker:
         return is_due
 
     def _ask_for_copy(self) -> threading.Event:
-        """Return what is set once the logs hold all that Redis holds now."""
+        """Return a flag that is set once the logs hold what Redis holds now."""
         is_copied = threading.Event()
         with self._channels.lock:
             if not self._is_copying:
@@ -170,7 +170,7 @@ class RedisBroker:
         return is_copied
 
     def _copy(self) -> None:
-        """Copy as long as there are clients, whatever happens to Redis."""
+        """Copy while there are clients, whatever happens to Redis."""
         backoff, checked_at = MIN_BACKOFF_SECONDS, 0
         while True:
             with self._channels.lock:
@@ -185,7 +185,7 @@ class RedisBroker:
                         self._check(logs)
                         checked_at = time.monotonic()
                     self._copy_once(logs, block=None if asked else BLOCK_MS)
-            except Exception as error:  # or all clients would wait forever
+            except Exception as error:  # else all clients would wait forever
                 if not isinstance(error, broker.Unavailable):
                     logger.exception("Copying from Redis failed")
                 checked_at = 0
@@ -199,7 +199,7 @@ class RedisBroker:
                 is_copied.set()
 
     def _copy_once(self, logs: dict[str, Log], block: int | None) -> None:
-        """Copy what is new. Wait for it for `block` ms, None for not at all."""
+        """Copy new events. Wait up to `block` ms for one; None: don't wait."""
         channels = logs.keys() - self._unreadable
         places = {KEY_PREFIX + name: logs[name].tail.id for name in channels}
         if not places:
@@ -210,9 +210,9 @@ class RedisBroker:
             if _previous(entries[0]) == logs[channel].tail.id:
                 self._append(channel, entries, logs[channel])
             else:
-                self._copy_anew(channel, logs[channel])
+                self._reload(channel, logs[channel])
 
-    def _copy_anew(self, channel: str, log: Log) -> None:
+    def _reload(self, channel: str, log: Log) -> None:
         entries = self._redis.xrange(KEY_PREFIX + channel)
         log.start_over(_previous(entries[0]) if entries else BEGIN)
         self._append(channel, entries, log)
@@ -225,11 +225,11 @@ class RedisBroker:
                 max_events = max(0, int(entry[1][b"max_events"]))
                 log.append(_event(entry), max_events)
             except Exception as error:  # another program may write anything
-                self._log("%s holds an invalid entry: %r", channel, error)
+                self._log("%s contains an invalid entry: %r", channel, error)
                 log.start_over(entry[0].decode())
 
     def _check(self, logs: dict[str, Log]) -> None:
-        """Find unreadable channels; copy anew those that lost new entries."""
+        """Find unreadable channels. Reload those that lost new entries."""
         pipeline = self._redis.pipeline(transaction=False)
         for channel in logs:
             pipeline.xrevrange(KEY_PREFIX + channel, count=1)
@@ -243,7 +243,7 @@ class RedisBroker:
                 continue
             newest_id = answer[0][0].decode() if answer else BEGIN
             if id_parts(newest_id) < id_parts(log.tail.id):
-                self._copy_anew(channel, log)
+                self._reload(channel, log)
 
 
 def _event(entry: tuple[bytes, dict]) -> PublishedEvent:
@@ -256,5 +256,5 @@ def _previous(entry: tuple[bytes, dict]) -> str:
 
 
 def id_parts(id: str) -> tuple[int, ...]:
-    """Return the two numbers of an id, by which Redis orders ids."""
+    """Return the two numbers by which Redis orders ids."""
     return tuple(map(int, id.split("-")))

@@ -3,8 +3,8 @@
     return EventStream(events())
 
 Here `events` is a generator. It yields an `Event` for each event, and `None`
-when there is nothing to send: then `EventStream` sends a comment, which keeps
-the connection alive. `keep_alive` adds `None` for a generator that can block.
+when there is nothing to send: `EventStream` then sends a comment, which keeps
+the connection alive. Wrap a generator that can block in `keep_alive`.
 
 Copy this file into any Flask app; it needs nothing else.
 Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -25,7 +25,7 @@ KEEP_ALIVE_SECONDS = 15.0
 """The longest silence of a stream: many proxies close idle connections after 30
 to 60 seconds, and a server notices a disconnect only when it writes."""
 
-COMMENT = b":\n"  # no blank line: some clients would take it for an event
+COMMENT = b":\n"  # no blank line: some clients would dispatch an event
 LINE_END = re.compile("\r\n|\r|\n")
 NOT_IN_A_FIELD = re.compile("[\r\n\0]")
 to_json = json.JSONEncoder(
@@ -37,16 +37,16 @@ to_json = json.JSONEncoder(
 class Event:
     """One event.
 
-    data: a `str` is sent as it is, anything else as compact JSON.
+    data: a `str` is sent unchanged, anything else as compact JSON.
     event: the event type. Without one, browsers dispatch a `message` event.
     id: the event id. A browser sends the last one when it reconnects.
     retry: the reconnection time, in milliseconds.
 
-    `None` leaves a field out; `0` and `""` are values. NUL in `data` is legal,
-    but Firefox drops it.
+    `None` omits a field; `0` and `""` are sent. NUL in `data` is legal, but
+    Firefox drops it.
 
     Raises ValueError for CR, LF or NUL in `event` or `id`, and for a `retry`
-    that is not an integer of 0 or more.
+    that is not a non-negative integer.
     """
 
     data: Any
@@ -59,17 +59,17 @@ class Event:
         if self.id is not None:
             self.id = str(self.id)
             if NOT_IN_A_FIELD.search(self.id):
-                raise ValueError(f"id has CR, LF or NUL: {self.id!r}")
+                raise ValueError(f"id contains CR, LF or NUL: {self.id!r}")
         if self.event is not None and NOT_IN_A_FIELD.search(self.event):
-            raise ValueError(f"event has CR, LF or NUL: {self.event!r}")
+            raise ValueError(f"event contains CR, LF or NUL: {self.event!r}")
         retry = self.retry
         if retry is not None and (type(retry) is not int or retry < 0):
-            raise ValueError(f"retry is not an integer of 0 or more: {retry!r}")
+            raise ValueError(f"retry must be an integer >= 0, got {retry!r}")
 
     def encode(self) -> bytes:
         """Return the event as lines of UTF-8, with `?` for a lone surrogate.
 
-        Raises TypeError or ValueError for data that JSON cannot represent.
+        Raises TypeError or ValueError if JSON cannot represent `data`.
         """
         if isinstance(self.data, str):
             data = LINE_END.sub("\ndata: ", self.data)
@@ -88,13 +88,13 @@ class Event:
 class EventStream(Response):
     """A response that sends events as they are produced.
 
-    events: an iterable of `Event`, of `None`, which sends a comment, or of
-        bytes, which are sent as they are.
+    events: an iterable of `Event` objects, of `None`, which sends a comment,
+        or of bytes, which are sent unchanged.
     retry: the reconnection time in milliseconds, sent before the first event.
 
-    The first bytes are sent immediately, so that the browser fires `open`
-    before the first event. When the client disconnects, the second write after
-    that fails, and the generator is closed: its `finally` runs.
+    The first bytes are sent immediately, so the browser fires `open` before the
+    first event. After the client disconnects, the second write fails, and the
+    generator is closed: its `finally` block runs.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ def keep_alive(
     """Yield what `events` yields, and `None` after every silence of `seconds`.
 
     Use it for a generator that can block, such as one that reads from another
-    server. It runs in a thread of its own; what it raises is raised here. When
-    the stream ends or is closed, `interrupt` is called. It should wake a
-    generator that is blocked, because only then can that be closed.
+    server. The generator runs in its own thread; its exceptions are raised
+    here. When the stream ends or is closed, `interrupt` is called. It should
+    wake a blocked generator, because only then can that generator be closed.
     """
     handover: queue.Queue = queue.Queue(2)  # an event and the end always fit
     closed = threading.Event()
@@ -174,7 +174,7 @@ def keep_alive(
 def last_event_number() -> int:
     """Return the request's Last-Event-ID, for ids that count 1, 2, 3 ...
 
-    0 if it is missing or no such number: resume at `last_event_number() + 1`.
+    Returns 0 if it is missing or invalid. Resume at `last_event_number() + 1`.
     """
     last = request.headers.get("Last-Event-ID", "")
     return int(last) if re.fullmatch("[0-9]{1,15}", last) else 0

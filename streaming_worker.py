@@ -1,20 +1,20 @@
 """gunicorn's gevent worker, which can stop while event streams are open.
 
-After TERM or HUP, gunicorn's worker sets `alive` to false and waits for its
-connections. Streams never end, so it is killed after 30 s, and no `finally` has
-run. QUIT and INT run none either. This worker follows six rules instead:
+After TERM or HUP, gunicorn's worker sets `alive` to false, and waits for its
+connections. Streams never end, so it is killed after 30 s, and no `finally`
+block runs. None runs after QUIT or INT either. This worker follows six rules:
 
 1. A stream is a response of the type text/event-stream, or a request to upgrade
    to a WebSocket. All other requests may finish.
 2. Once `alive` is false, streams end: GreenletExit is raised where each waits,
    so its `finally` runs, and its socket is shut down, so the client reconnects.
-   A second GreenletExit would interrupt a `finally`, so there is only one.
+   There is only one GreenletExit, as a second one would interrupt a `finally`.
 3. Once `alive` is false, idle connections soon stop reading, so they end.
 4. QUIT, which Ctrl-C sends twice, waits up to QUIT_SECONDS for every `finally`.
 5. Each part of a stream is sent as one chunk (RFC 9112, section 7.1), in half
-   the CPU time of gunicorn and gevent. After TURN parts, others may run.
+   the CPU time that gunicorn takes. After TURN parts, other greenlets may run.
 6. Linux drops a client that reads or acknowledges nothing for SILENCE_MS.
-   `keepalive` limits the time for a request's head, and LIMITS for its body.
+   `keepalive` limits how long a request's head may take, and LIMITS its body.
 """
 
 import socket
@@ -34,7 +34,7 @@ class StreamingWorker(GeventWorker):
     open, quitting = {}, None  # `open` is by greenlet; see `note`
 
     def load_wsgi(self):
-        """Find streams (1), and chunk those that gunicorn would chunk (5)."""
+        """Detect streams (1), and chunk those that gunicorn would chunk (5)."""
         super().load_wsgi()
         self.log.error_log.addFilter(shorten)
         gevent.spawn(self.watch)
@@ -70,12 +70,12 @@ class StreamingWorker(GeventWorker):
         self.note(client, "request")
         super().handle_request(listener_name, req, client, addr)
         if gevent.getcurrent() not in self.open:
-            raise StopIteration  # it was ended (2, 6), so no request follows
+            raise StopIteration  # it was ended (2, 6): accept no more requests
         self.note(client, "idle")
 
     def watch(self):
         while True:
-            list(self.end_connections())  # more of them as time passes
+            list(self.end_connections())  # others become due over time
             gevent.sleep(LOOK_SECONDS)
 
     def end_connections(self):
@@ -85,12 +85,12 @@ class StreamingWorker(GeventWorker):
                 del self.open[greenlet]
                 if streams := state == "stream":
                     greenlet.kill(block=False)
-                with suppress(OSError):  # gevent's own would fail the reader
+                with suppress(OSError):  # gevent's would make a read raise
                     client._sock.shutdown(SHUT_RDWR if streams else SHUT_RD)
                 yield greenlet
 
     def handle_quit(self, sig, frame):  # (4)
-        if self.quitting is None:  # a greenlet that has ended is false
+        if self.quitting is None:  # a greenlet that has ended is falsy
             self.quitting = gevent.spawn(self.quit, sig, frame)
 
     def quit(self, sig, frame):
@@ -99,7 +99,7 @@ class StreamingWorker(GeventWorker):
         super().handle_quit(sig, frame)
 
 
-def shorten(record):  # a vanished client needs no traceback (6)
+def shorten(record):  # log no traceback for a client that vanished (6)
     error = record.exc_info and record.exc_info[1]
     if getattr(error, "errno", None) in (ETIMEDOUT, EHOSTUNREACH):
         record.exc_info = None
@@ -110,7 +110,7 @@ def send_chunks(body, client):
     try:
         yield b""  # makes gunicorn send the headers
         for count, data in enumerate(body):
-            if data:  # an empty chunk would be the last one
+            if data:  # an empty chunk would end the response
                 chunk = b"%X\r\n%b\r\n" % (len(data), data)
                 if (sent := client.send(chunk)) < len(chunk):
                     client.sendall(memoryview(chunk)[sent:])

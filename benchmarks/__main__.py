@@ -1,10 +1,10 @@
-"""This app beside what people would use instead, measured in one run.
+"""Benchmarks: compare this app with Express, sse-starlette, FastAPI and others.
 
     python -m benchmarks [--repeat N] [--tiny]
 
-Prints one table in Markdown. Each figure is the median of all repetitions, with
-the least and the greatest. What follows × is this app's figure divided by the
-peer's, both from the same repetition.
+Prints a Markdown table. Each figure is the median of all repetitions, with the
+minimum and the maximum. The number after × is this app's figure divided by the
+peer's in the same repetition.
 """
 
 import argparse
@@ -56,13 +56,13 @@ ANSWERS = dict.fromkeys(
     ("this app", "Express", "FastAPI"), "/completion?prompt=a"
 )
 CPU, P99 = "CPU per event", "delay, 99th percentile"
-SENT, LOAD = "events sent, of those due", "the load, of its core"
+SENT, LOAD = "events sent, of those due", "CPU use of the load generator"
 COLUMNS = ("this app", "Express", "sse-starlette", "FastAPI", "others")
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything. `calls` are those of an encoder or parser."""
+    """The size of each benchmark. `calls` is for the encoders and parsers."""
 
     readers: int = 2000
     idle: tuple[int, ...] = (2000, 10_000)
@@ -87,7 +87,7 @@ TINY = Size(
 
 
 class Figure(NamedTuple):
-    """What was measured of one server, or library, at its work."""
+    """One measurement of one server or library."""
 
     work: str
     name: str
@@ -97,7 +97,7 @@ class Figure(NamedTuple):
 
 
 def here(paths: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the servers that can run here, and their paths."""
+    """Return the servers that can run here, with their paths."""
     return ((name, path) for name, path in paths.items() if name in COMMANDS)
 
 
@@ -110,7 +110,7 @@ def events(
     per_second: float = EVENTS_PER_SECOND,
     sent_at: bytes = rb'"number": ?(\d+)',
 ) -> Iterator[Figure]:
-    """Measure servers that send to that many readers."""
+    """Measure servers that send events to `number` clients."""
     for server, path in here(paths):
         with Running(COMMANDS[server], SERVER_CORE) as running:
             readers = Readers(running.port, path, number, sent_at=sent_at)
@@ -128,7 +128,7 @@ def events(
 def cpu_and_reading(
     running: Running, readers: Readers, size: Size
 ) -> tuple[float, Reading]:
-    """Return the CPU seconds of a while of reading, and what was read."""
+    """Return the server's CPU seconds during a reading, and the reading."""
     with closing(readers):
         readers.read(size.settle_seconds)
         cpu = running.cpu_seconds()
@@ -137,7 +137,7 @@ def cpu_and_reading(
 
 
 def idle(number: int, size: Size) -> Iterator[Figure]:
-    work = f"{number:,} idle readers"
+    work = f"{number:,} idle clients"
     for server, path in here(IDLE):
         with (
             Running(COMMANDS[server], SERVER_CORE) as running,
@@ -149,12 +149,12 @@ def idle(number: int, size: Size) -> Iterator[Figure]:
                 readers.read(size.settle_seconds)
                 taken = running.memory_bytes() - before
         yield Figure(
-            work, "memory per reader", server, taken / number / 1024, "KiB"
+            work, "memory per client", server, taken / number / 1024, "KiB"
         )
 
 
 def answers(size: Size) -> Iterator[Figure]:
-    work = f"{size.answers} answers of {size.deltas} deltas, relayed"
+    work = f"{size.answers} relayed answers of {size.deltas} deltas"
     with Running(f"{UPSTREAM} {size.deltas}", LOAD_CORE) as upstream:
         for server, path in here(ANSWERS):
             command = COMMANDS[server]
@@ -165,14 +165,14 @@ def answers(size: Size) -> Iterator[Figure]:
                 cpu = running.cpu_seconds() - cpu
             cpu_us = cpu / (size.answers * size.deltas) * 1e6
             yield Figure(work, "CPU per delta", server, cpu_us, "µs")
-            first = "first delta after"
+            first = "time to first delta"
             yield Figure(work, f"{first}, median", server, median(firsts), "ms")
-            yield Figure(work, f"{first}, the last", server, max(firsts), "ms")
+            yield Figure(work, f"{first}, slowest", server, max(firsts), "ms")
 
 
 def one_stream(size: Size) -> Iterator[Figure]:
-    for kind, flush in {"an event each": 0, "batched": 100}.items():
-        work = f"10,000 messages/s to one reader, {kind}"
+    for kind, flush in {"one per event": 0, "batched": 100}.items():
+        work = f"10,000 messages/s to one client, {kind}"
         with Running(COMMANDS["this app"], SERVER_CORE) as running:
             path = f"/stream/batch?rate=10000&flush={flush}"
             readers = Readers(running.port, path, 1, unit=b'"n":')
@@ -193,11 +193,12 @@ def libraries(size: Size) -> Iterator[Figure]:
 
 
 def everything(size: Size) -> Iterator[Figure]:
-    """Measure it all once. Each figure goes to stderr as well."""
-    readers = f"{size.readers:,} readers"
-    yield from events(f"{readers}, a timer each", TIMERS, size.readers, size)
+    """Run every benchmark once."""
+    clients = f"{size.readers:,} clients"
+    timers = f"{clients}, one timer per client"
+    yield from events(timers, TIMERS, size.readers, size)
     yield from events(
-        f"{readers} of a broadcast",
+        f"{clients}, one broadcast",
         BROADCAST,
         size.readers,
         size,
@@ -211,7 +212,7 @@ def everything(size: Size) -> Iterator[Figure]:
     longer = replace(size, seconds=2 * size.seconds)
     for number in size.growth:
         path = "/real-time-updates?interval=0.25"
-        work = f"{number:,} readers, 4 events/s"
+        work = f"{number:,} clients, 4 events/s"
         own = events(work, {"this app": path}, number, longer, per_second=4)
         yield from (figure for figure in own if figure.name in (CPU, P99))
 
@@ -245,7 +246,7 @@ def table(repetitions: list[list[Figure]]) -> Iterator[str]:
 
 
 def spread(values: list[float]) -> str:
-    """Return the median, and of several values the least and the greatest."""
+    """Return the median and, for several values, the minimum and maximum."""
     middle = short(median(values))
     if len(values) == 1:
         return middle
@@ -267,7 +268,9 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--repeat", type=int, default=3, metavar="N")
-    parser.add_argument("--tiny", action="store_true", help="to see it run")
+    parser.add_argument(
+        "--tiny", action="store_true", help="check that everything runs"
+    )
     options = parser.parse_args()
     size = TINY if options.tiny else Size()
     os.sched_setaffinity(0, {LOAD_CORE})
@@ -284,14 +287,14 @@ def main() -> None:
     print(machine(), end="\n\n")
     for line in table(repetitions):
         print(line)
-    for server, why in lacking.items():
-        print(f"\nLeft out: {server}, because {why}.")
+    for server, reason in lacking.items():
+        print(f"\nSkipped: {server}, because {reason}.")
 
 
 def allow_open_files(number: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY and most < number:
-        raise SystemExit(f"Allow {number} open files: ulimit -Hn {number}")
+        raise SystemExit(f"Too few open files. Run: ulimit -Hn {number}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, most))
 
 

@@ -1,4 +1,4 @@
-"""Encoding and parsing events, beside what others offer for it."""
+"""Compare encoding and parsing events with other libraries."""
 
 import timeit
 from collections.abc import Callable, Iterable, Iterator
@@ -38,18 +38,18 @@ ENCODERS = {
 
 
 def nanoseconds(call: Callable[[], object], times: int) -> float:
-    """Return what a call takes."""
+    """Return the average time of a call."""
     return timeit.timeit(call, number=times) / times * 1e9
 
 
 def encode(times: int) -> Iterator[tuple[str, float]]:
-    """Yield the ns that each encoder takes for an event, and to make it."""
+    """Yield the ns that each encoder takes to create and encode an event."""
     for name, call in ENCODERS.items():
         yield name, nanoseconds(call, times)
 
 
 def parse(times: int) -> Iterator[tuple[str, float]]:
-    """Yield the ns that each parser takes for an event, in chunks of 4 KB."""
+    """Yield the ns that each parser takes per event, in chunks of 4 KiB."""
     stream = Event(DATA, id=1234, event="message").encode() * EVENTS
     starts = range(0, len(stream), CHUNK_BYTES)
     chunks = [stream[start : start + CHUNK_BYTES] for start in starts]
@@ -59,5 +59,5 @@ def parse(times: int) -> Iterator[tuple[str, float]]:
             return sum(1 for _ in parser(chunks))
 
         if call() != EVENTS:
-            raise SystemExit(f"{name} does not find all events.")
+            raise SystemExit(f"{name} missed events.")
         yield name, nanoseconds(call, times // EVENTS) / EVENTS

@@ -1,11 +1,11 @@
-"""What an answer in Markdown costs as it gets longer.
+"""Measure what an answer in Markdown costs as it gets longer.
 
     python -m benchmarks.markdown_growth
 
-Runs the generator of the lesson `markdown` on answers that come in tokens of
-four characters, two hundred a second by a clock of its own, and prints, for
-each size, the CPU time and the bytes of all its events per byte of Markdown.
-The events draw the open block again and again, at most ten times a second.
+Runs the generator of the lesson `markdown` on answers that arrive in tokens of
+four characters, 200 a second by a simulated clock. For each size, prints the
+CPU time and the bytes sent, both per byte of Markdown. The generator renders
+the open block again and again, at most ten times a second.
 """
 
 import time
@@ -27,13 +27,13 @@ KINDS = {
 
 
 def markdown(kind: str, size: int) -> str:
-    """Return Markdown of a kind, `size` characters of it."""
+    """Return `size` characters of Markdown of this kind."""
     beginning, repeated = KINDS[kind]
     return (beginning + repeated * (size // len(repeated) + 1))[:size]
 
 
 def measure(kind: str, size: int) -> tuple[float, int]:
-    """Return the CPU seconds and the bytes that this answer costs."""
+    """Return the CPU seconds and the bytes sent for such an answer."""
     seconds = 0.0
 
     def tokens() -> Iterator[str]:

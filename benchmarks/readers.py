@@ -1,6 +1,6 @@
-"""The load: readers of event streams, as many as one wants, on plain sockets.
+"""The load generator: any number of event stream clients, on plain sockets.
 
-They run in the process that measures, on a core that no server has.
+It runs in the measuring process, on a core that no server uses.
 """
 
 import re
@@ -11,20 +11,20 @@ import time
 from dataclasses import dataclass, field
 
 BUFFER_BYTES = 256 * 1024
-RESET = struct.pack("ii", 1, 0)  # on close, so that no port stays taken
+RESET = struct.pack("ii", 1, 0)  # on close, so that its port is free again
 MAX_PENDING = 20  # connections that wait for their first bytes
-SILENCE_SECONDS = 30  # after which a server will not answer any more
+SILENCE_SECONDS = 30  # after this long, a server will not answer
 LAST_CHUNK = b"0\r\n\r\n"
-WORD = b"word"  # of which the answers consist
+WORD = b"word"  # the answers repeat it
 
 
 @dataclass
 class Reading:
-    """What readers received in a while.
+    """What the clients received during one measurement.
 
-    count: how often the bytes that stand for an event (or a message) came.
-    delays: in ms, from the time that an event holds to its arrival.
-    busy: the part of its core that the load has taken.
+    count: the number of events (or messages).
+    delays: in ms, from the time in an event's data to its arrival.
+    busy: the load generator's share of its core.
     """
 
     count: int = 0
@@ -35,10 +35,10 @@ class Reading:
 class Readers:
     """Connections to one event stream, open until `close`.
 
-    unit: the bytes to count, those that each event holds once.
-    sent_at: a pattern for the time in ms at which an event was sent.
+    unit: the bytes to count, which each event contains once.
+    sent_at: a pattern that finds the time in ms at which an event was sent.
 
-    Raises ConnectionError where a stream does not begin, or ends.
+    Raises ConnectionError if a stream does not begin, or ends.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Readers:
             pending -= self._begun()
 
     def _open(self, port: int, path: str) -> int:
-        client = asked(port, path)
+        client = request(port, path)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._sockets[client.fileno()] = client
         self._poll.register(client, select.EPOLLIN)
@@ -71,7 +71,7 @@ class Readers:
     def _begun(self) -> set[int]:
         ready = self._receive(SILENCE_SECONDS)
         if not ready:
-            raise ConnectionError("The server begins no stream.")
+            raise ConnectionError("The server does not begin a stream.")
         return ready
 
     def _receive(self, timeout: float) -> set[int]:
@@ -79,7 +79,7 @@ class Readers:
         for descriptor in ready:
             data = self._sockets[descriptor].recv(BUFFER_BYTES)
             if not data:
-                raise ConnectionError("The server has ended a stream.")
+                raise ConnectionError("The server ended a stream.")
             self._reading.count += data.count(self._unit)
             if self._sent_at:
                 now = time.time() * 1000
@@ -88,9 +88,9 @@ class Readers:
         return set(ready)
 
     def read(self, seconds: float, at_least: int = 0) -> Reading:
-        """Return what comes from now on, for so long, and at least so much.
+        """Read for `seconds`, and until `at_least` events have arrived.
 
-        Raises ConnectionError where it does not come.
+        Raises ConnectionError if they do not arrive.
         """
         self._reading = Reading()
         busy, end = time.process_time(), time.monotonic() + seconds
@@ -98,7 +98,7 @@ class Readers:
             self._receive(left)
         while self._reading.count < at_least:
             if not self._receive(SILENCE_SECONDS):
-                raise ConnectionError("The server sends no event.")
+                raise ConnectionError("The server does not send an event.")
         self._reading.busy = (time.process_time() - busy) / seconds
         return self._reading
 
@@ -108,23 +108,23 @@ class Readers:
         self._poll.close()
 
 
-def asked(port: int, path: str) -> socket.socket:
-    """Return a connection on which this path has been asked for."""
+def request(port: int, path: str) -> socket.socket:
+    """Return a connection on which this path has been requested."""
     client = socket.create_connection(("127.0.0.1", port))
     client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return client
 
 
 def read_answers(port: int, path: str, number: int) -> list[float]:
-    """Read that many answers at once, to their ends.
+    """Read `number` complete answers concurrently.
 
-    Return the ms from each request to the first delta of its answer. Raises
-    ConnectionError where one breaks off, or nothing comes.
+    Returns the ms from each request to the first delta of its answer. Raises
+    ConnectionError if an answer breaks off, or if nothing arrives.
     """
     poll, answers, asked_at, delays, ends = select.epoll(), {}, {}, {}, {}
     for _ in range(number):
         now = time.monotonic()
-        client = asked(port, path)
+        client = request(port, path)
         descriptor = client.fileno()
         answers[descriptor], asked_at[descriptor] = client, now
         ends[descriptor] = b""
@@ -132,11 +132,11 @@ def read_answers(port: int, path: str, number: int) -> list[float]:
     while answers:
         ready = poll.poll(SILENCE_SECONDS)
         if not ready:
-            raise ConnectionError("The server does not end its answers.")
+            raise ConnectionError("The server does not finish its answers.")
         for descriptor, _ in ready:
             data = answers[descriptor].recv(BUFFER_BYTES)
             if not data:
-                raise ConnectionError("An answer has broken off.")
+                raise ConnectionError("An answer broke off.")
             if descriptor not in delays and WORD in data:
                 seconds = time.monotonic() - asked_at[descriptor]
                 delays[descriptor] = seconds * 1000

@@ -1,7 +1,7 @@
-"""The servers that are measured: this app, and what people would use instead.
+"""The measured servers: this app and its peers.
 
-Each runs on a core of its own. Its CPU time and its memory are what the
-operating system accounts to its processes. Linux only.
+Each runs on its own core. Its CPU time and memory are those of all its
+processes. Linux only.
 """
 
 import os
@@ -44,9 +44,9 @@ UPSTREAM = "python -m benchmarks.upstream {port} "
 
 
 def missing() -> dict[str, str]:
-    """Return the servers that cannot run here, and why.
+    """Return the servers that cannot run here, with the reason.
 
-    Express is installed, with npm, where there is a Node.
+    Installs Express with npm if Node is available.
     """
     if not (shutil.which("node") and shutil.which("npm")):
         return {"Express": "node or npm is not installed"}
@@ -58,9 +58,9 @@ def missing() -> dict[str, str]:
 
 
 class Running:
-    """A program that listens on `port` while the context lasts.
+    """A context manager that runs a server on `port`.
 
-    Raises SystemExit where it does not start.
+    Raises SystemExit if the server does not start.
     """
 
     def __init__(self, command: str, core: int, upstream: int = 9):
@@ -73,7 +73,7 @@ class Running:
             "REDIS_URL": "",
             "FLASK_MAX_STREAMS": "100000",
             "OPENAI_BASE_URL": url,
-            "OPENAI_API_KEY": "sk-of-no-use",
+            "OPENAI_API_KEY": "sk-unused",
         }
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {core})  # the program inherits it
@@ -93,7 +93,7 @@ class Running:
             except OSError:
                 time.sleep(0.05)
         self.__exit__()
-        raise SystemExit(f"It did not start: {self._process.args}")
+        raise SystemExit(f"The server did not start: {self._process.args}")
 
     def __exit__(self, *_) -> None:
         for process in self._processes():

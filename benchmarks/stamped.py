@@ -1,6 +1,6 @@
-"""This app, with the time for its random numbers.
+"""This app, with the current time instead of random numbers.
 
-A reader of `numbers` can then tell how long an event was on its way.
+From it, a client of `numbers` can compute how long an event took to arrive.
 """
 
 import time

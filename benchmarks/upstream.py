@@ -1,4 +1,4 @@
-"""A language model's upstream, whose answers come at an even pace.
+"""A fake language model API, whose deltas arrive at a steady rate.
 
 python -m benchmarks.upstream PORT DELTAS
 """

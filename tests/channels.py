@@ -30,11 +30,11 @@ def pulses() -> list[threading.Thread]:
 
 @pytest.fixture(autouse=True)
 def fresh_broker(monkeypatch) -> Iterator[None]:
-    """Start as in a new process. The test must leave no thread behind.
+    """Start as in a new process. The test must not leave a thread behind.
 
-    `create_app` plugs in another broker: create the app before, or not at all.
+    `create_app` plugs in another broker, so create the app earlier or never.
     """
-    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)  # to end soon
+    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)  # threads end soon
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
     monkeypatch.setattr(broker, "BROKER", MemoryBroker())
     yield
@@ -66,7 +66,7 @@ def read(channel):
 
 
 def take(events, count, seconds=30) -> list[Event]:
-    """Return the next events, and skip the silence between them."""
+    """Return the next events, without the silence between them."""
     taken, deadline = [], time.monotonic() + seconds
     while len(taken) < count:
         event = next(events)
@@ -77,7 +77,7 @@ def take(events, count, seconds=30) -> list[Event]:
 
 
 def take_texts(events, count) -> list[str]:
-    """Return the data of the next events; of an event with a type, the type."""
+    """Return the next events: the type, if there is one, or the data."""
     return [
         event.data if event.event is None else event.event
         for event in take(events, count)
@@ -89,7 +89,7 @@ def publish_all(channel, *texts, **options) -> list[str]:
 
 
 def wait_for_the_next_millisecond() -> None:
-    """Wait until the next event's id gets a later time than the last."""
+    """Wait until the next event id will have a later time than the last."""
     now = time.time_ns()
     wait_until(lambda: time.time_ns() > now + 2_000_000)
 
@@ -98,8 +98,8 @@ def wait_for_the_next_millisecond() -> None:
 def hasty_threads():
     """Switch threads at random bytecodes of broker.py.
 
-    Python itself rarely switches between two of them, and between some it never
-    does. So a race would show up once a year.
+    Python itself rarely switches between two bytecodes, and between some of
+    them never. Without this fixture, a race would show up once a year.
     """
     choose = random.Random(0)
 
@@ -122,9 +122,8 @@ def hasty_threads():
 class Walker:
     """A client that moves from machine to machine, and checks what it gets.
 
-    It must get each event after the last one that it has, once and in order. Or
-    it must get `reset`, with the id of an event that it missed, and all later
-    events.
+    It must get each event after its last one, once and in order. Or it must get
+    `reset`, with the id of an event that it missed, and then all later events.
     """
 
     def __init__(self, ids: list[str]):

@@ -1,4 +1,4 @@
-"""Real servers, a real browser, and the clients that the tests look through."""
+"""Fixtures and helpers: real servers, a real browser, and a raw client."""
 
 import http.client
 import os
@@ -35,15 +35,15 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Return as soon as `condition` holds; fail when it does not in time."""
+    """Return as soon as `condition` holds. Fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "the condition timed out"
         time.sleep(0.01)
 
 
 def need(*programs: str) -> str:
-    """Return the path of one of the programs; skip without, but not in CI."""
+    """Return the path of one of these programs, or skip the test."""
     for program in programs:
         if path := shutil.which(program):
             return path
@@ -51,14 +51,14 @@ def need(*programs: str) -> str:
 
 
 def lack(reason: str) -> NoReturn:
-    """Skip a test for what is not there, but not in CI."""
+    """Skip the test because something is missing. In CI, fail instead."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
 
 
-# Each worker of xdist has ports of its own, and uses none twice. The system
-# would soon give the same one to another test, or to a client.
+# Each worker of xdist has its own ports, and uses none of them twice. The
+# system would soon assign the same port to another test, or to a client.
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 _ports = count(11_000 + 2_000 * _worker + randrange(1_000))
 
@@ -70,7 +70,7 @@ def free_port() -> int:
 
 
 class Server:
-    """The app, in a process of its own, as the README starts it."""
+    """The app in its own process, started as the README says."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Server:
             self.log.append(line.rstrip("\n"))
 
     def _is_up(self) -> bool:
-        """Tell whether it answers: gunicorn listens before it does."""
+        """Return whether it answers. gunicorn listens before it answers."""
         try:
             with self.get("/") as client:
                 return client.status > 0
@@ -135,9 +135,9 @@ class Server:
 
 
 class Client:
-    """One request over a real socket, its response read as it arrives.
+    """One request over a real socket. Its response is read as it arrives.
 
-    Keyword names of headers have `_` for `-`.
+    In keyword arguments, header names contain `_` instead of `-`.
     """
 
     def __init__(self, port, method, path, body=None, headers=()):
@@ -171,7 +171,7 @@ class Client:
         return self.response.read()
 
     def close(self) -> None:
-        """Leave, as a browser does whose tab is closed."""
+        """Disconnect, like a browser when its tab is closed."""
         if self._response is not None:
             self._response.close()
         self.connection.close()
@@ -184,7 +184,7 @@ class Client:
 
 
 class RedisServer:
-    """A Redis of the tests' own, which forgets nothing when it is killed."""
+    """A Redis server for the tests. It loses nothing when it is killed."""
 
     def __init__(self, folder: Path):
         self.port = free_port()
@@ -214,7 +214,7 @@ class RedisServer:
         return redis.Redis(port=self.port)
 
     def clients(self, other_than: redis.Redis) -> list[dict]:
-        """Return who is connected, but for the one who asks."""
+        """Return all connected clients except `other_than`."""
         own = str(other_than.client_id())
         return [one for one in other_than.client_list() if one["id"] != own]
 
@@ -225,13 +225,13 @@ class RedisServer:
 
 
 def open_stream(server: Server, name: str) -> Client:
-    """Open the stream of a lesson as its curl line does."""
-    told = texts(LESSONS[name])
-    if told.stream_body is None:
-        return server.get(told.stream_path)
-    body = told.stream_body.encode()
+    """Open the stream of a lesson, as its curl line does."""
+    lesson = texts(LESSONS[name])
+    if lesson.stream_body is None:
+        return server.get(lesson.stream_path)
+    body = lesson.stream_body.encode()
     headers = {"Content_Type": "application/json"}
-    answer = server.post(told.stream_path, body, **headers)
+    answer = server.post(lesson.stream_path, body, **headers)
     if answer.status != 202:
         return answer
     with answer:
@@ -259,7 +259,7 @@ def server(request) -> Iterator[Server]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Server]]:
-    """Start servers with settings of the test's own; they end with the test."""
+    """Start servers with other settings. They stop at the end of the test."""
     running: list[Server] = []
 
     def start(command: str, **options) -> Server:
@@ -290,7 +290,7 @@ def _no_upstream_and_no_redis(monkeypatch):
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory) -> Iterator[RedisServer]:
-    """A Redis that no test stops."""
+    """A shared Redis server, which no test stops."""
     running = RedisServer(tmp_path_factory.mktemp("redis"))
     yield running
     running.stop()
@@ -298,7 +298,7 @@ def redis_server(tmp_path_factory) -> Iterator[RedisServer]:
 
 @pytest.fixture(params=["memory", "redis"])
 def store(request, monkeypatch, app) -> None:
-    """Where the channels of a lesson are, all of them empty."""
+    """Keep the lessons' channels in memory or in Redis. All are empty."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
     if request.param == "redis":
@@ -310,7 +310,7 @@ def store(request, monkeypatch, app) -> None:
 
 @pytest.fixture
 def own_redis(tmp_path) -> Iterator[RedisServer]:
-    """A Redis for one test, which may stop, kill and restart it."""
+    """A Redis server for one test, which may stop, kill and restart it."""
     running = RedisServer(tmp_path)
     yield running
     running.stop()
@@ -333,7 +333,7 @@ def browser():
 
 
 def new_page(browser):
-    """Open a page that notes what its console shows as an error."""
+    """Open a page that records the errors and warnings in its console."""
     page = browser.new_context().new_page()
     page.problems, page.expected = [], ""
     page.on("pageerror", lambda error: page.problems.append(str(error)))
@@ -348,7 +348,7 @@ def new_page(browser):
 
 
 def renew(page) -> None:
-    """Make a page as good as new."""
+    """Reset a page for the next test."""
     for other in page.context.pages:
         if other is not page:
             other.close()
@@ -364,7 +364,7 @@ def renew(page) -> None:
 
 @pytest.fixture(scope="session")
 def used_pages() -> list:
-    """Pages to use again: to open one takes a second of CPU time."""
+    """Pages to reuse, because opening one takes a second of CPU time."""
     return []
 
 
@@ -372,8 +372,8 @@ def used_pages() -> list:
 def page(request, browser, used_pages):
     """A browser page. The test fails if its console shows an error.
 
-    It was used before. What cannot be undone, such as an init script, takes the
-    mark `own_page`.
+    Tests share pages. A test that does something irreversible, such as adding
+    an init script, needs the mark `own_page`.
     """
     own = request.node.get_closest_marker("own_page")
     page = new_page(browser) if own or not used_pages else used_pages.pop()
@@ -395,14 +395,14 @@ def page(request, browser, used_pages):
         used_pages.append(page)
     problems, page.problems = page.problems, []
     expected, page.expected = page.expected, ""
-    if expected:  # filtered here, because a console may be late
+    if expected:  # filtered here, because console messages may be late
         problems = [one for one in problems if expected not in one]
     assert problems == []
 
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Server]:
-    """The app for the browser, under `flask run` as on a laptop."""
+    """The app for browser tests, under `flask run` as on a laptop."""
     running = Server("flask run")
     yield running
     running.stop()
@@ -410,7 +410,7 @@ def site() -> Iterator[Server]:
 
 @pytest.fixture
 def lesson_page(page, site):
-    """Open the page of a lesson."""
+    """Return a function that opens the page of a lesson."""
 
     def open_lesson(name: str):
         page.goto(f"{site.url}/demos/{name}")
@@ -457,7 +457,7 @@ def online(online_server) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def offline(command) -> Iterator[Server]:
-    """The app with the offline model, which writes as fast as it can."""
+    """The app with the offline model, which does not pause."""
     running = Server(command, FLASK_OFFLINE_WORD_SECONDS="0")
     yield running
     running.stop()
@@ -465,13 +465,13 @@ def offline(command) -> Iterator[Server]:
 
 @pytest.fixture
 def upstream(port) -> Iterator[Upstream]:
-    """The upstream of `online`. A test without it finds the port closed."""
+    """The upstream of `online`. Without this fixture, its port is closed."""
     with Upstream(stream(*HELLO), port) as upstream:
         yield upstream
 
 
 def read_until(chunks: Iterator[bytes], part: bytes) -> bytes:
-    """Return what has arrived as soon as `part` has."""
+    """Return everything received, as soon as `part` has arrived."""
     received = b""
     for piece in chunks:
         received += piece
@@ -481,5 +481,5 @@ def read_until(chunks: Iterator[bytes], part: bytes) -> bytes:
 
 
 def spoken(body: bytes) -> bytes:
-    """Return an event stream without the comments that a slow machine adds."""
+    """Return an event stream without the keep-alive comments."""
     return re.sub(rb"(?m)^:\n|^: keep-alive\n\n", b"", body)

@@ -1,12 +1,12 @@
-"""What the HTML standard says about event streams, as tables of cases.
+"""The HTML standard's rules for event streams, as tables of test cases.
 
-A dispatched event is written (event type, data, last event ID).
+A dispatched event is written as (event type, data, last event ID).
 """
 
 BOM = b"\xef\xbb\xbf"
 MIB = b"x" * 2**20
 
-# Most cases are about whether, and where, one of these two comes out.
+# Most cases test whether, and where, one of these two is dispatched.
 A = ("message", "a", "")
 B = ("message", "b", "")
 A1 = ("message", "a", "1")
@@ -174,12 +174,12 @@ ENCODED = {
     "JSON empty object": ({"data": {}}, b"data: {}\n\n", ("message", "{}", "")),
 }
 
-# name: (the bytes of a stream that then ends, what a browser dispatches)
+# name: (the bytes of the whole stream, what a browser dispatches)
 STREAMS = {
     "nothing": (b"", []),
     "one event": (b"data: a\n\n", [A]),
     "two events": (b"data: a\n\ndata: b\n\n", [A, B]),
-    # Byte order marks: one, and only at the very start, is no part of the text.
+    # One byte order mark is dropped, and only at the very start.
     "BOM": (BOM + b"data: a\n\n", [A]),
     "two BOMs": (BOM + BOM + b"data: a\n\ndata: b\n\n", [B]),
     "BOM alone": (BOM, []),
@@ -195,7 +195,7 @@ STREAMS = {
     "BOM cut short": (BOM[:2] + b"data: a\n\ndata: b\n\n", [B]),
     "BOM of UTF-16": (b"\xfe\xffdata: a\n\ndata: b\n\n", [B]),
     "space before the BOM": (b" " + BOM + b"data: a\n\ndata: b\n\n", [B]),
-    # Lines end in CRLF, LF or CR, in any mix, and in nothing else.
+    # Lines end only in CRLF, LF or CR, which may be mixed.
     "CR": (b"data: a\r\rdata: b\r\r", [A, B]),
     "CRLF": (b"data: a\r\n\r\ndata: b\r\n\r\n", [A, B]),
     "CRLF is one line end": (
@@ -224,7 +224,7 @@ STREAMS = {
         [("message", "a\u2028b\u2029", "")],
     ),
     "NEL as a byte ends no line": (b"data: a\x85\n\n", [("message", "a�", "")]),
-    # A line with a colon is a field, or a comment if the colon comes first.
+    # A line with a colon is a field. If the colon comes first, it is a comment.
     "comment": (b": c\ndata: a\n\n", [A]),
     "comment alone": (b": c\n\n", []),
     "comment of a colon": (b":\n\ndata: a\n\n", [A]),
@@ -266,7 +266,7 @@ STREAMS = {
     "field with a NUL after it": (b"data\0: c\ndata: a\n\n", [A]),
     "half a field": (b"dat\ndata: a\n\n", [A]),
     "JSON without a field": (b'{"data": "a"}\n\n', []),
-    # An event ends in a blank line, and needs data.
+    # A blank line ends an event, which must have data.
     "empty data": (b"data:\n\n", [("message", "", "")]),
     "two lines of data": (b"data: a\ndata: b\n\n", [("message", "a\nb", "")]),
     "empty line of data first": (
@@ -298,7 +298,7 @@ STREAMS = {
         [("message", "\n".join("a" * 9999), "")],
     ),
     "many events": (b"data: a\n\n" * 99, [A] * 99),
-    # The event type is the event's own.
+    # The event type does not carry over to the next event.
     "event type": (b"event: tick\ndata: a\n\n", [("tick", "a", "")]),
     "event type last": (b"data: a\nevent: tick\n\n", [("tick", "a", "")]),
     "event type is reset": (
@@ -336,11 +336,11 @@ STREAMS = {
         "event: 你好\ndata: a\n\n".encode(),
         [("你好", "a", "")],
     ),
-    # The last event ID is the stream's, until another takes its place.
+    # The last event ID carries over until another one replaces it.
     "id": (b"id: 1\ndata: a\n\n", [A1]),
     "id last": (b"data: a\nid: 1\n\n", [A1]),
     "id without a space": (b"id:1\ndata: a\n\n", [A1]),
-    "id is carried on": (b"id: 1\ndata: a\n\ndata: b\n\n", [A1, B1]),
+    "id carries over": (b"id: 1\ndata: a\n\ndata: b\n\n", [A1, B1]),
     "id is replaced": (
         b"id: 1\ndata: a\n\nid: 2\ndata: b\n\n",
         [A1, ("message", "b", "2")],
@@ -372,14 +372,14 @@ STREAMS = {
         b"id: \xc0\x80\ndata: a\n\n",
         [("message", "a", "��")],
     ),
-    # The reconnection time shows in no event.
+    # The reconnection time is not part of any event.
     "retry": (b"retry: 500\ndata: a\n\n", [A]),
     "retry alone": (b"retry: 500\n\ndata: a\n\n", [A]),
     "retry of no number": (b"retry: soon\ndata: a\n\n", [A]),
     "empty retry": (b"retry\nretry:\ndata: a\n\n", [A]),
     "negative retry": (b"retry: -1\ndata: a\n\n", [A]),
     "huge retry": (b"retry: " + b"9" * 5000 + b"\ndata: a\n\n", [A]),
-    # Bytes that are no UTF-8 become U+FFFD, one for each maximal part.
+    # Invalid UTF-8 becomes U+FFFD, one for each maximal subpart.
     "two-byte character": (b"data: \xc3\xa9\n\n", [("message", "é", "")]),
     "three-byte character": (
         b"data: \xe4\xbd\xa0\n\n",

@@ -1,4 +1,4 @@
-"""Packages of the npm registry, for the tests alone."""
+"""Packages from the npm registry that only the tests need."""
 
 import subprocess
 import tarfile
@@ -8,20 +8,20 @@ from conftest import lack, need
 
 
 def unpack(packages: dict[str, str], folder: Path) -> Path:
-    """Fetch these versions, each into a folder of its name, and return all."""
+    """Download each package into a subfolder of its name. Return `folder`."""
     names = [f"{name}@{version}" for name, version in packages.items()]
     _npm("pack", *names, folder=folder)
     for name, version in packages.items():
         stem = name.removeprefix("@").replace("/", "-")
         with tarfile.open(folder / f"{stem}-{version}.tgz") as files:
-            # Python before 3.11.4 has no filters, 3.14 asks for one.
+            # Python before 3.11.4 has no filters. 3.14 requires one.
             files.extraction_filter = lambda member, path: member
             files.extractall(folder / name)
     return folder
 
 
 def install(package: str, folder: Path) -> None:
-    """Install a package for Node programs that run in `folder`."""
+    """Install a package for Node.js programs in `folder`."""
     _npm("install", package, "--ignore-scripts", "--no-audit", folder=folder)
 
 

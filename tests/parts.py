@@ -1,4 +1,4 @@
-"""Which files a lesson or a part needs, read from its imports."""
+"""Find out from its imports which files a lesson or a part needs."""
 
 import ast
 from pathlib import Path
@@ -29,7 +29,7 @@ def imports(path: Path) -> set[str]:
 
 
 def needed(path: Path) -> list[str]:
-    """Return the parts that a file needs, and those that these need."""
+    """Return the parts that a file needs, directly or indirectly."""
     found, todo = set(), [path]
     while todo:
         for name in imports(todo.pop()) & set(PARTS) - found:

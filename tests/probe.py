@@ -1,4 +1,4 @@
-"""The app with views that only tests need."""
+"""The app, with additional views for tests."""
 
 import gc
 import inspect
@@ -41,7 +41,7 @@ def slow_clean_up():
 
 @app.get("/replay")
 def replay():
-    """Count the turns of another thread while a stream always has an event."""
+    """Count the turns that a busy stream leaves to another thread."""
     turns, ended = [], threading.Event()
 
     def take_turns():
@@ -60,7 +60,7 @@ def replay():
 
 @app.get("/probe")
 def probe():
-    """Count what is alive in this process."""
+    """Count the threads, streams and connections of this process."""
     gc.collect()
     alive = dict.fromkeys(["greenlets", "streams", "connections"], 0)
     alive["threads"] = threading.active_count()

@@ -39,7 +39,7 @@ ENDS = ("finished", "failed")
 
 
 class Job:
-    """A job that publishes what the test sends it, when the test sends it."""
+    """A job that publishes whatever the test sends it."""
 
     running: list["Job"] = []
 
@@ -55,7 +55,7 @@ class Job:
         self.send(FAILED)
 
     def send(self, *items: str | Event | Exception | None) -> None:
-        """Let it yield a text or an event, raise an exception, or return."""
+        """Make it yield text or an event, raise an exception, or return."""
         for item in items:
             self._items.put(item)
 
@@ -127,7 +127,7 @@ def all_slots_are_free() -> bool:
 
 @pytest.fixture(params=["memory", "redis"])
 def store(request, monkeypatch, app) -> str:
-    """Where the channels are."""
+    """Keep the channels in memory or in Redis."""
     if request.param == "redis":
         url = request.getfixturevalue("redis_server").url
         monkeypatch.setattr(broker, "BROKER", RedisBroker(url))
@@ -136,7 +136,7 @@ def store(request, monkeypatch, app) -> str:
 
 @pytest.fixture
 def own_store(monkeypatch, app, own_redis):
-    """A Redis that the test may stop and empty."""
+    """A Redis server that the test may stop and empty."""
     monkeypatch.setattr(broker, "BROKER", RedisBroker(own_redis.url))
     yield own_redis
     if own_redis.process.poll() is not None:
@@ -169,7 +169,7 @@ def read(response) -> list[Event]:
 
 
 def pairs(events) -> list[tuple[str, str]]:
-    """Return type and data of the events, without how long it was silent."""
+    """Return the type and data of each event, without `waiting` events."""
     found = [(event.event or "message", event.data) for event in events]
     return [pair for pair in found if pair[0] != "waiting"]
 
@@ -247,7 +247,7 @@ def test_an_unknown_last_event_id_gets_everything(store, follow):
     assert (reset, rest) == ("reset", [STARTED, A, END])
 
 
-def test_all_clients_get_the_same(store, follow):
+def test_all_clients_get_the_same_events(store, follow):
     job = Job()
     followers = [Follower(follow(job.id)) for _ in range(5)]
     job.send("a")
@@ -258,7 +258,7 @@ def test_all_clients_get_the_same(store, follow):
         assert follower.result() == [STARTED, A, B, END]
 
 
-def test_a_job_continues_though_nobody_follows_it(store, follow):
+def test_a_job_continues_without_clients(store, follow):
     job = Job()
     job.send("a")
     with closing(follow(job.id)) as response:
@@ -304,13 +304,13 @@ def test_an_unknown_id_is_404(store, follow, stop):
         assert error.value.description == sentence
 
 
-def test_a_client_of_a_job_that_is_gone_gets_an_end_and_then_204(store, follow):
+def test_a_client_of_a_lost_job_gets_failed_and_then_204(store, follow):
     (event,) = read(follow("x", "1700000000000-0"))
     assert (pairs([event]), event.id) == ([LOST], "end")
     assert follow("x", event.id).status_code == 204
 
 
-def test_a_stream_that_never_starts_leaves_no_reader(store, follow):
+def test_a_stream_that_never_starts_leaves_no_subscriber(store, follow):
     job = Job()
     follow(job.id).close()  # as after HEAD
     assert job.channel not in {
@@ -334,7 +334,7 @@ WRONG_WAYS = {
 
 
 @pytest.mark.parametrize("way", WRONG_WAYS)
-def test_what_goes_wrong_is_logged_and_not_sent(follow, caplog, way):
+def test_an_exception_is_logged_and_not_sent(follow, caplog, way):
     job = Job()
     job.send("a", WRONG_WAYS[way])
     assert pairs(read(follow(job.id))) == [STARTED, A, WRONG]
@@ -363,7 +363,7 @@ def test_nothing_follows_the_end(store):
 
 
 @pytest.mark.parametrize("end", [END, STOPPED])
-def test_nothing_follows_the_end_though_the_interrupt_fails(
+def test_nothing_follows_the_end_even_if_the_interrupt_fails(
     store, stop, monkeypatch, caplog, end
 ):
     monkeypatch.setattr(Job, "interrupt", lambda self: 1 / 0)
@@ -404,7 +404,7 @@ def test_a_silent_job_publishes_waiting_at_each_pulse(follow, monkeypatch):
 # Stopping a job
 
 
-def test_a_stop_ends_the_job_for_all(store, follow, stop):
+def test_a_stop_ends_the_job_for_all_clients(store, follow, stop):
     job = Job()
     job.send("a")
     follower = Follower(follow(job.id))
@@ -417,7 +417,7 @@ def test_a_stop_ends_the_job_for_all(store, follow, stop):
     assert pairs(job.stored()) == [STARTED, A, STOPPED]
 
 
-def test_a_stop_interrupts_though_redis_is_down(own_store, follow, stop):
+def test_a_stop_interrupts_even_if_redis_is_down(own_store, follow, stop):
     job = Job()
     own_store.stop()
     with pytest.raises(Unavailable):
@@ -439,7 +439,7 @@ def test_a_stop_after_the_end_changes_nothing(store, stop):
 
 
 @pytest.mark.parametrize("events", [5, 50, 10_000])
-def test_of_many_ends_one_is_published_and_nothing_follows(
+def test_only_one_of_many_ends_is_published(
     store, follow, stop, monkeypatch, events
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0)
@@ -464,7 +464,7 @@ def test_of_many_ends_one_is_published_and_nothing_follows(
 
 
 class Distant(socketserver.BaseRequestHandler):
-    """A connection to a Redis that is 10 ms away."""
+    """A connection to Redis with a latency of 10 ms."""
 
     def handle(self):
         address = "127.0.0.1", self.server.redis_port
@@ -484,7 +484,7 @@ def carry(source: socket.socket, target: socket.socket) -> None:
 
 
 class TwoPlaces:
-    """A broker for the thread that creates it, another for all others."""
+    """One broker for the thread that creates it, and one for all others."""
 
     def __init__(self, here: RedisBroker, elsewhere: RedisBroker):
         self._brokers, self._thread = (here, elsewhere), threading.get_ident()
@@ -496,7 +496,7 @@ class TwoPlaces:
 
 @pytest.fixture
 def distant_store(redis_server, monkeypatch, app):
-    """A Redis that is close to the jobs, but 10 ms away from the test."""
+    """A Redis server with no latency for jobs, and 10 ms for the test."""
     address = "127.0.0.1", 0
     with socketserver.ThreadingTCPServer(address, Distant) as server:
         server.redis_port = redis_server.port
@@ -526,7 +526,7 @@ def test_stop_ends_a_job_that_publishes_without_a_pause(distant_store, stop):
 # How many jobs
 
 
-def test_refuses_more_than_the_maximum_of_running_jobs_per_kind():
+def test_rejects_more_than_the_maximum_of_running_jobs_per_kind():
     jobs, seconds = [Job() for _ in range(SLOTS)], set()
     for _ in range(50):
         with pytest.raises(ServiceUnavailable) as error:
@@ -535,7 +535,7 @@ def test_refuses_more_than_the_maximum_of_running_jobs_per_kind():
         seconds.add(error.value.retry_after)
     assert min(seconds) >= 2
     assert max(seconds) <= 10
-    assert len(seconds) > 3  # so that clients don't all retry together
+    assert len(seconds) > 3  # so clients don't all retry together
     Job("answers").send(FINISHED)
     jobs[0].send(FINISHED)
     wait_until(lambda: jobs[0].channel not in background._interrupts)
@@ -559,7 +559,7 @@ def test_a_slot_is_free_after(way):
         wait_until(all_slots_are_free)
 
 
-def test_a_slot_is_free_after_a_stop_though_the_job_is_blocked(
+def test_a_slot_is_free_after_a_stop_even_if_the_job_is_blocked(
     store, stop, monkeypatch
 ):
     monkeypatch.setattr(Job, "interrupt", lambda self: None)
@@ -582,9 +582,7 @@ def test_a_job_that_cannot_start_takes_no_slot(own_store, monkeypatch):
             Job()
 
 
-def test_of_the_jobs_that_have_ended_the_newest_are_kept(
-    store, follow, monkeypatch
-):
+def test_keeps_the_newest_of_the_ended_jobs(store, follow, monkeypatch):
     assert (
         background.MAX_KEPT >= MAX_AT_ONCE
     )  # clients can read the end of each
@@ -610,7 +608,7 @@ def test_of_the_jobs_that_have_ended_the_newest_are_kept(
     assert pairs(answer.stored()) == [STARTED, END]
 
 
-def test_a_job_that_has_ended_is_kept_for_a_set_time(follow, monkeypatch):
+def test_an_ended_job_is_kept_for_a_set_time(follow, monkeypatch):
     job = Job()
     job.send(FINISHED)
     wait_until(job.has_ended)
@@ -661,16 +659,16 @@ def test_a_client_gets_the_end_even_if_redis_answers_only_sometimes(
     orphan, follow, monkeypatch
 ):
     def newest_now_and_then(channel, newest=background.newest):
-        if next(looks) % 3:
+        if next(checks) % 3:
             raise Unavailable
         return newest(channel)
 
     monkeypatch.setattr(background, "LOST_SECONDS", 0.2)
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.01)
-    looks = count()
+    checks = count()
     monkeypatch.setattr(background, "newest", newest_now_and_then)
     assert Follower(follow(orphan)).result() == [STARTED, A, LOST]
-    assert next(looks) > 3 * 20  # failed looks don't count
+    assert next(checks) > 3 * 20  # failed checks don't count
 
 
 def test_a_client_that_keeps_reconnecting_gets_the_end_too(
@@ -715,7 +713,7 @@ def test_each_job_is_watched_once_however_many_clients_connect(
     assert sorted(watched) == [f"jobs:{id}" for id in ids[:4]]
 
 
-def test_a_job_is_watched_though_the_first_attempt_failed(
+def test_a_job_is_watched_even_if_the_first_attempt_failed(
     orphan, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.1)
@@ -729,16 +727,16 @@ def test_a_job_is_watched_though_the_first_attempt_failed(
 def test_a_pause_of_the_process_is_not_silence_of_the_job(
     orphan, follow, monkeypatch
 ):
-    looks, clock = [], count(step=1000)
+    checks, clock = [], count(step=1000)
 
     def sleep(seconds):
-        looks.append(seconds)
+        checks.append(seconds)
         time.sleep(seconds)
 
     paused = SimpleNamespace(sleep=sleep, monotonic=lambda: next(clock))
     monkeypatch.setattr(background, "time", paused)
     follower = Follower(follow(orphan))
-    wait_until(lambda: len(looks) > 4)
+    wait_until(lambda: len(checks) > 4)
     last = broker.newest(f"jobs:{orphan}")
     publish(f"jobs:{orphan}", FINISHED, after=last.id)
     assert follower.result() == [STARTED, A, END]
@@ -756,7 +754,7 @@ def test_a_silent_job_is_not_lost(store, follow, monkeypatch):
     assert follower.result() == [STARTED, END]
 
 
-def test_a_job_that_was_ended_as_lost_publishes_nothing_more(
+def test_a_job_that_was_declared_lost_publishes_nothing_more(
     store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.2)
@@ -771,7 +769,7 @@ def test_a_job_that_was_ended_as_lost_publishes_nothing_more(
 # Redis is down, answers too late, or has lost events
 
 
-def test_nothing_is_lost_or_doubled_while_redis_is_down(
+def test_no_event_is_lost_or_repeated_while_redis_is_down(
     own_store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 1)
@@ -780,7 +778,7 @@ def test_nothing_is_lost_or_doubled_while_redis_is_down(
     follower = Follower(follow(job.id))
     wait_until(lambda: follower.has(A))
     own_store.stop()
-    enough = follower.comments + 25  # to lose it, if that were its silence
+    enough = follower.comments + 25  # the job would be lost if it were silent
     job.send("b", "c")
     wait_until(lambda: follower.comments > enough)
     own_store.start()
@@ -802,26 +800,26 @@ def test_a_job_that_died_while_redis_was_down_is_ended(
     assert follower.result() == [STARTED, LOST]
 
 
-def test_silence_is_counted_anew_once_redis_has_refused_the_end(monkeypatch):
-    looks, refused_at = [], []
+def test_the_count_of_silence_restarts_after_redis_rejects_the_end(monkeypatch):
+    checks, rejected_at = [], []
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.001)
     monkeypatch.setattr(background, "LOST_SECONDS", 0.01)
 
     def newest(channel):
-        event = "finished"  # of the jobs of other tests, too
-        if channel == "jobs:refused":
-            looks.append(channel)
-            event = "progress" if len(looks) < 35 else "finished"
+        event = "finished"  # ends the jobs of other tests, too
+        if channel == "jobs:rejected":
+            checks.append(channel)
+            event = "progress" if len(checks) < 35 else "finished"
         return PublishedEvent("1-0", Event("", event=event))
 
-    def refuse(*event):
-        refused_at.append(len(looks))
+    def reject(*event):
+        rejected_at.append(len(checks))
         raise Unavailable
 
     monkeypatch.setattr(background, "newest", newest)
-    monkeypatch.setattr(background, "_publish_after", refuse)
-    background._watch("jobs:refused")
-    assert refused_at == [11, 21, 31]
+    monkeypatch.setattr(background, "_publish_after", reject)
+    background._watch("jobs:rejected")
+    assert rejected_at == [11, 21, 31]
 
 
 def test_a_client_that_connects_while_redis_is_down_should_retry(
@@ -830,7 +828,7 @@ def test_a_client_that_connects_while_redis_is_down_should_retry(
     job = Job()
     own_store.stop()
     for last_event_id in (None, "1-0"):
-        again = follow(job.id, last_event_id)  # 503 would stop it for good
+        again = follow(job.id, last_event_id)  # 503 would stop EventSource
         assert again.status_code == 200
         assert re.fullmatch(rb"retry: [234]\d{3}\n", again.get_data())
     assert follow(job.id, "end").status_code == 204
@@ -843,7 +841,7 @@ def test_a_client_that_connects_while_redis_is_down_should_retry(
 
 @pytest.fixture
 def lose_an_answer(monkeypatch):
-    """Publish the event when it comes, and raise as if that had failed."""
+    """Publish this event, but raise as if publishing it had failed."""
 
     def lose_an_answer(to: Event) -> None:
         def publish_and_fail_once(channel, event, **options):
@@ -861,7 +859,7 @@ def lose_an_answer(monkeypatch):
 
 
 @pytest.mark.parametrize("to", [Event("a"), FINISHED])
-def test_an_event_whose_answer_was_lost_is_published_once(
+def test_an_event_is_published_once_even_if_the_reply_is_lost(
     store, follow, lose_an_answer, to
 ):
     lose_an_answer(to)
@@ -872,7 +870,7 @@ def test_an_event_whose_answer_was_lost_is_published_once(
     assert pairs(job.stored()) == [STARTED, A, B, END]
 
 
-def test_a_stop_whose_answer_was_lost_stops_the_job(
+def test_a_stop_works_even_if_the_reply_is_lost(
     store, follow, stop, lose_an_answer
 ):
     job = Job()
@@ -896,7 +894,7 @@ def test_a_failure_while_redis_is_down_is_published_when_it_is_back(
     assert pairs(read(follow(job.id))) == [STARTED, WRONG]
 
 
-def test_clients_get_an_end_though_redis_was_emptied(
+def test_clients_get_an_end_even_if_redis_was_emptied(
     own_store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.5)
@@ -911,7 +909,7 @@ def test_clients_get_an_end_though_redis_was_emptied(
 
 
 @pytest.mark.parametrize("next_text", ["c", "a"])
-def test_a_job_of_which_redis_has_lost_an_event_does_not_finish(
+def test_a_job_with_lost_events_does_not_finish(
     own_store, monkeypatch, next_text
 ):
     monkeypatch.setattr(background, "PULSE_SECONDS", 10)
@@ -949,9 +947,7 @@ def test_clients_get_one_end_even_if_redis_was_rolled_back(
     assert pairs(job.stored()) == [STARTED, A, LOST]
 
 
-def test_a_client_that_has_the_end_gets_no_other_even_if_redis_lost_it(
-    own_store, follow
-):
+def test_a_client_gets_only_one_end_even_if_redis_lost_it(own_store, follow):
     job = Job()
     job.send(FINISHED)
     end = read(follow(job.id))[-1]

@@ -1,4 +1,4 @@
-"""Publish and subscribe, in memory and in Redis."""
+"""Pub/sub with replay, in memory and in Redis."""
 
 import gc
 import random
@@ -197,7 +197,7 @@ def test_after_publishes_only_if_that_event_is_the_newest(backend, channel):
 
 
 @pytest.mark.usefixtures("hasty_threads")
-def test_one_of_many_publishers_after_the_same_event_wins(backend, channel):
+def test_one_of_many_concurrent_publishers_wins(backend, channel):
     threads = 8
     barrier = threading.Barrier(threads)
 
@@ -293,18 +293,18 @@ def test_channels_are_independent(backend, channel, read):
         (
             Event("a", id="7"),
             ValueError,
-            "The broker sets the id, got '7'.",
+            "The broker assigns the id, got '7'.",
         ),
         (
             Event("a" * broker.MAX_EVENT_BYTES),
             ValueError,
-            f"The event has over {broker.MAX_EVENT_BYTES} bytes.",
+            f"The event is over {broker.MAX_EVENT_BYTES} bytes long.",
         ),
         (Event({1}), TypeError, "Object of type set is not JSON serializable"),
     ],
     ids=["has an id", "too large", "no JSON"],
 )
-def test_refuses_an_event_that_it_cannot_send(
+def test_rejects_an_event_that_it_cannot_send(
     backend, channel, event, error, sentence
 ):
     with pytest.raises(error) as refused:
@@ -360,7 +360,7 @@ def test_a_client_that_subscribes_while_the_pulse_ends_gets_a_new_one(
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_a_pulse_during_a_publish_delays_no_client(channel, read, monkeypatch):
-    """The pulse replaces what clients wait for, while events arrive."""
+    """The pulse replaces the flags that clients wait for, as events arrive."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0)
     readers = [read() for _ in range(4)]
     with ThreadPoolExecutor(len(readers)) as pool:
@@ -377,7 +377,7 @@ A = PublishedEvent("1-0", Event("a"))
 
 
 def test_an_event_that_ends_a_silence_arrives_without_none():
-    """The pulse may be late, and find that the log is longer."""
+    """The pulse may come late, after an event was appended."""
     log = Log()
     end = log.tail
 
@@ -407,7 +407,7 @@ def test_a_channel_is_kept_for_keep_seconds_after_its_last_client(
 
 
 def test_a_client_may_resume_while_events_are_appended():
-    """Only a look-up by id is safe then; a search through all ids is not."""
+    """A lookup by id is safe then. A search through all ids is not."""
     log = Log()
     log.append(A, 9)
 
@@ -486,7 +486,7 @@ def test_a_head_request_leaves_nothing_behind(backend, monkeypatch):
 
 
 def test_a_client_may_be_garbage_collected_at_any_time(channel):
-    """This includes a thread that holds the lock, which closing it needs."""
+    """Closing it needs a lock, which the collecting thread may hold."""
     cycle = [subscribe(channel)]
     cycle.append(cycle)
     del cycle
@@ -518,7 +518,7 @@ def refuse_to_start(thread):
     raise RuntimeError("can't start new thread")
 
 
-def test_events_are_kept_while_nobody_reads(backend, channel, read):
+def test_events_are_kept_without_subscribers(backend, channel, read):
     for text in ("a", "b"):
         events = read()
         publish_all(channel, text)
@@ -545,7 +545,7 @@ def test_silence_is_not_replayed(backend, channel, read):
     assert [next(late).data, next(late).data] == ["a", "b"]
 
 
-def test_memory_discards_an_old_channel_that_nobody_reads(
+def test_memory_discards_an_old_channel_without_subscribers(
     channel, read, monkeypatch
 ):
     monkeypatch.setattr(broker, "KEEP_SECONDS", 0)
@@ -559,7 +559,7 @@ def test_memory_discards_an_old_channel_that_nobody_reads(
     assert newest(channel) is None
 
 
-def test_a_channel_that_memory_discarded_is_a_gap(channel, read, monkeypatch):
+def test_a_discarded_channel_is_a_gap(channel, read, monkeypatch):
     (id,) = publish_all(channel, "a")
     wait_for_the_next_millisecond()
     monkeypatch.setattr(broker, "KEEP_SECONDS", 0)

@@ -1,4 +1,4 @@
-"""The rule of the house: three files and one entry make a lesson."""
+"""Each lesson consists of three files and one entry in the catalogue."""
 
 import re
 
@@ -22,7 +22,7 @@ def names_in(folder, ending):
     return {path.name.removesuffix(ending) for path in paths}
 
 
-def test_every_lesson_is_three_files_of_one_name():
+def test_every_lesson_is_three_files_with_the_same_name():
     assert names_in("demos", ".py") - {"__init__"} == set(NAMES)
     assert names_in("templates", ".html") == set(NAMES)
     assert {f"test_{name}" for name in NAMES} <= names_in("tests", ".py")
@@ -32,16 +32,16 @@ def test_every_lesson_is_three_files_of_one_name():
 
 @lessons
 def test_docstring_has_a_title_three_texts_and_a_curl_line(name):
-    told = texts(LESSONS[name])
-    assert re.fullmatch(r"[A-Z][\w ]+: [^.]+", told.title)
-    assert told.shows
-    assert told.notice
-    assert told.attempt
-    assert told.curl.startswith("curl -N ")
+    found = texts(LESSONS[name])
+    assert re.fullmatch(r"[A-Z][\w ]+: [^.]+", found.title)
+    assert found.shows
+    assert found.notice
+    assert found.attempt
+    assert found.curl.startswith("curl -N ")
 
 
 @lessons
-def test_never_sends_the_type_that_the_browser_keeps_for_itself(name):
+def test_no_lesson_sends_an_event_of_type_error(name):
     assert 'event="error"' not in source(name)
     assert "event: error" not in source(name)
 

@@ -1,4 +1,4 @@
-"""Check what a request contains, and who sent it."""
+"""Validate what a request contains, and who sent it."""
 
 import re
 from io import BytesIO
@@ -21,7 +21,7 @@ request_with = Flask(__name__).test_request_context
 
 
 def outcome(check, *arguments, **request):
-    """Return what a check returns, or the status and sentence of its error."""
+    """Return the result of a check, or the status and message of its error."""
     with request_with(**request):
         try:
             return check(*arguments)
@@ -66,7 +66,7 @@ def test_a_number_has_the_type_of_its_default():
     assert all(type(found[case]) is type(case[1]) for case in found)
 
 
-def test_a_refusal_says_which_numbers_are_allowed():
+def test_the_error_says_which_numbers_are_allowed():
     for values, default, kind in [
         (NO_NUMBERS, 1.0, "a number"),
         (NO_INTEGERS, 1, "an integer"),
@@ -83,8 +83,8 @@ def test_a_refusal_says_which_numbers_are_allowed():
         }
 
 
-# The last one takes hours if the time grows with the square of the length.
-def test_very_long_numbers_are_refused_without_delay():
+# The last one would take hours in quadratic time.
+def test_very_long_numbers_are_rejected_immediately():
     for number in ("9" * 5000, "." + "9" * 5000 + "x", "9" * 1_000_000 + "x"):
         for default, kind in [(1, "an integer"), (1.0, "a number")]:
             status, sentence = outcome(
@@ -154,7 +154,7 @@ def test_a_body_is_a_json_object_of_limited_size():
     assert found == BODIES
 
 
-def test_huge_numbers_and_deep_nesting_are_refused():
+def test_huge_numbers_and_deep_nesting_are_rejected():
     for body in (
         b'{"a": ' + b"1" * 5000 + b"}",
         b'{"a":' * 5000 + b"1" + b"}" * 5000,
@@ -176,7 +176,7 @@ def test_a_body_has_a_json_content_type():
 
 
 class Broken(BytesIO):
-    """A connection that is lost in the middle of a body."""
+    """A connection that drops in the middle of a body."""
 
     def read(self, size=-1):
         raise ConnectionResetError
@@ -196,9 +196,9 @@ class Broken(BytesIO):
         (b"{}" + b" " * (MAX_BYTES - 2), MAX_BYTES + 1),
     ],
 )
-def test_a_body_that_breaks_off_is_refused(body, length, terminated):
+def test_an_incomplete_body_is_rejected(body, length, terminated):
     environ = {"wsgi.input": Broken() if body is None else BytesIO(body)}
-    if terminated:  # gunicorn sets this, and `flask run` for chunks
+    if terminated:  # set by gunicorn and, for chunks, by `flask run`
         environ["wsgi.input_terminated"] = True
     assert outcome(
         json_object,
@@ -209,7 +209,7 @@ def test_a_body_that_breaks_off_is_refused(body, length, terminated):
     ) == (400, "The body is incomplete.")
 
 
-def test_a_smaller_limit_of_the_app_counts():
+def test_a_smaller_limit_of_the_app_applies():
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = 10
     app.add_url_rule(
@@ -249,7 +249,7 @@ PAGES = {
         {"User-Agent": BROWSER, "Referer": "http://app.test@other.test/"},
         True,
     ),
-    "our page that hides its address": (
+    "our page that hides its URL": (
         {"User-Agent": BROWSER, "Sec-Fetch-Site": "same-origin"},
         False,
     ),
@@ -279,7 +279,7 @@ PAGES = {
         False,
     ),
     "another origin": ({"Origin": "http://other.test"}, True),
-    "a longer name": ({"Origin": "http://app.test.other.test"}, True),
+    "a longer host name": ({"Origin": "http://app.test.other.test"}, True),
     "another port": ({"Origin": "http://app.test:8000"}, True),
     "our port": (
         {"Origin": "http://app.test:8000", "Host": "app.test:8000"},
@@ -300,7 +300,7 @@ PAGES = {
         {"Sec-Fetch-Site": "same-origin", "Origin": "http://other.test"},
         True,
     ),
-    "a host that Werkzeug finds invalid": ({"Host": "a_b.test"}, True),
+    "a host that Werkzeug rejects": ({"Host": "a_b.test"}, True),
     "that host as the origin": (
         {"Host": "a_b.test", "Origin": "http://a_b.test"},
         True,

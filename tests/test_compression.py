@@ -1,4 +1,4 @@
-"""A proxy that compresses does not delay streams."""
+"""A compressing proxy does not delay streams."""
 
 import subprocess
 from collections.abc import Iterator

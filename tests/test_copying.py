@@ -1,4 +1,4 @@
-"""The promise of the README: what is copied works where it is put."""
+"""What the README promises: copied files work in another app."""
 
 import re
 import shutil
@@ -35,7 +35,7 @@ def parts_of(name: str) -> list[str]:
 
 @pytest.fixture
 def copied(request, tmp_path):
-    """A lesson and its parts in an empty folder, and an app of a few lines."""
+    """A lesson and its parts in an empty folder, with a minimal app."""
     name = request.param
     (tmp_path / "demos").mkdir()
     (tmp_path / "static").mkdir()
@@ -85,12 +85,12 @@ def test_the_readme_names_the_parts_that_each_part_needs():
 
 
 def test_the_readme_names_the_parts_that_each_lesson_needs():
-    told, same = {}, set()
+    listed, same = {}, set()
     for row in re.findall(r"^\| (`\w+`.*?) \| (.*) \|$", README, re.M):
         names = re.findall(r"`(\w+)`", row[0])
         if not set(names) <= set(NAMES):
             continue
         parts = set(re.findall(r"`(\w+)\.py`", row[1]))
         same = parts | (same if row[1].startswith("the same") else set())
-        told |= dict.fromkeys(names, same)
-    assert told == {name: set(parts_of(name)) for name in NAMES}
+        listed |= dict.fromkeys(names, same)
+    assert listed == {name: set(parts_of(name)) for name in NAMES}

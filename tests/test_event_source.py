@@ -1,4 +1,4 @@
-"""Read event streams: any bytes, in chunks of any size."""
+"""Parse event streams: any bytes, in chunks of any size."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from sse import Event
 
 
 def pieces(stream: bytes, places: Iterable[int]) -> list[bytes]:
-    """Cut a stream at these places."""
+    """Split a stream at these positions."""
     bounds = [0, *sorted(places), len(stream)]
     return [stream[start:end] for start, end in pairwise(bounds)]
 
 
 def chunks(stream: bytes, size: int) -> Iterator[bytes]:
-    """Cut a stream into chunks of this size."""
+    """Split a stream into chunks of this size."""
     return (stream[at : at + size] for at in range(0, len(stream), size))
 
 
@@ -30,7 +30,7 @@ def dispatched(parts: Iterable[bytes]) -> list[tuple[str, str, str]]:
     return [(e.event, e.data, e.id) for e in parse_events(parts)]
 
 
-def test_what_is_encoded_is_parsed_as_a_browser_does():
+def test_encoded_events_are_parsed_as_in_a_browser():
     found = {name: dispatched([ENCODED[name][1]]) for name in ENCODED}
     assert found == {name: [event] for name, (_, _, event) in ENCODED.items()}
 
@@ -39,7 +39,7 @@ EXPECTED = {name: events for name, (_, events) in STREAMS.items()}
 SHORT = {name: case for name, case in STREAMS.items() if len(case[0]) < 10_000}
 
 
-def test_parses_whole_streams_as_a_browser_does():
+def test_parses_complete_streams_as_a_browser_does():
     found = {
         name: dispatched([stream]) for name, (stream, _) in STREAMS.items()
     }
@@ -60,13 +60,13 @@ def test_parses_streams_cut_in_two_anywhere():
 
 @settings(deadline=None, max_examples=200)
 @given(st.sampled_from(list(STREAMS)), st.data())
-def test_parses_a_stream_cut_into_any_pieces(name, data):
+def test_parses_streams_cut_into_any_chunks(name, data):
     stream, events = STREAMS[name]
     places = data.draw(st.lists(st.integers(0, len(stream))))
     assert dispatched(pieces(stream, places)) == events
 
 
-def test_empty_chunks_mean_nothing():
+def test_ignores_empty_chunks():
     for name, (stream, events) in STREAMS.items():
         parts = [b"", stream[:1], b"", b"", *pieces(stream[1:], [7, 7]), b""]
         assert dispatched(parts) == events, name
@@ -74,13 +74,13 @@ def test_empty_chunks_mean_nothing():
 
 @settings(deadline=None)
 @given(st.binary(), st.lists(st.integers(0, 99)))
-def test_pieces_make_no_difference_to_any_bytes(stream, places):
+def test_chunks_make_no_difference_to_any_bytes(stream, places):
     whole = list(parse_events([stream]))
     assert list(parse_events(pieces(stream, places))) == whole
 
 
 @pytest.mark.parametrize("size", [1, 999])
-def test_event_is_there_as_soon_as_its_blank_line_is(size):
+def test_yields_each_event_as_soon_as_its_blank_line_arrives(size):
     def stream() -> Iterator[bytes]:
         yield from chunks(b"data: a\r\n\r", size)
         raise AssertionError("the parser wanted more")
@@ -116,7 +116,7 @@ RETRIES = {
 }
 
 
-def test_retry_is_read_if_it_is_digits_only():
+def test_retry_must_be_digits_only():
     found = {}
     for fields in RETRIES:
         first, second = parse_events([fields + b"\ndata: a\n\ndata: b\n\n"])
@@ -142,7 +142,7 @@ ONE_LINE = TEXTS.map(lambda text: re.sub("[\r\n\0]", "", text))
     ),
     st.lists(st.integers(0, 999)),
 )
-def test_what_is_encoded_is_parsed_back_the_same(events, places):
+def test_encoded_events_are_parsed_back_unchanged(events, places):
     stream = b"".join(event.encode() for event in events)
     expected = []
     last_event_id = ""
@@ -170,7 +170,7 @@ JSON_VALUES = st.recursive(
 
 @settings(deadline=None, max_examples=50)
 @given(JSON_VALUES)
-def test_json_is_one_line_and_parsed_back_the_same(value):
+def test_json_is_one_line_and_is_parsed_back_unchanged(value):
     encoded = Event(value).encode()
     assert encoded.count(b"\n") == 2
     assert [json.loads(e.data) for e in parse_events([encoded])] == [value]
@@ -216,7 +216,7 @@ def test_four_times_the_bytes_take_about_four_times_as_long(
     assert seconds_to_parse(shape(size), chunk_bytes) < 10 * quarter
 
 
-# Each stream ends in the last byte of an event with 100 bytes of data.
+# Each stream ends with the last byte of an event with 100 bytes of data.
 FULL = {
     "one line": b"data: " + b"x" * 100,
     "no space": b"data:" + b"x" * 100,
@@ -234,7 +234,7 @@ FULL = {
 
 
 @pytest.mark.parametrize("size", [1, 7, 10**9])
-def test_an_event_of_the_greatest_size_passes_and_one_byte_more_does_not(size):
+def test_accepts_max_bytes_and_not_one_more(size):
     for stream in FULL.values():
         parts = chunks(stream + b"\n\n", size)
         *_, last = parse_events(parts, max_bytes=100)
@@ -251,7 +251,7 @@ def test_default_limit_is_four_mebibytes():
         list(parse_events([b"data: ", data, b"x", b"\n\n"]))
 
 
-def test_an_event_or_a_line_that_never_ends_is_refused():
+def test_an_endless_event_or_line_is_rejected():
     for first in (b"", b":", b"id: ", b"event:", b"data:"):
         for endless in (
             *(b"x", b"data: x\n", b"data\n"),
@@ -269,7 +269,7 @@ def test_lines_without_data_do_not_count():
         assert event.data == "xxxx"
 
 
-def test_events_before_the_one_that_is_too_large_are_yielded():
+def test_yields_the_events_before_one_that_is_too_large():
     events = parse_events([b"data: a\n\ndata: bb\n\n"], max_bytes=1)
     assert next(events).data == "a"
     with pytest.raises(EventTooLarge):

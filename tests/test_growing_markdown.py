@@ -9,7 +9,7 @@ from growing_markdown import LANGUAGES, GrowingMarkdown
 from sse import LINE_END
 
 CODE = "```python\ndef f():\n\n    return 1\n```\n"
-COLOURED = (
+HIGHLIGHTED = (
     '<pre><code><span class="k">def</span><span class="w"> </span>'
     '<span class="nf">f</span><span class="p">():</span>\n\n'
     '    <span class="k">return</span> <span class="mi">1</span>\n'
@@ -43,7 +43,7 @@ RENDERED = {
         "\n</tbody>\n</table>\n"
     ],
     "    a\n\n    b\n": ["<pre><code>a\n\nb\n</code></pre>\n"],
-    CODE: [COLOURED + "\n"],
+    CODE: [HIGHLIGHTED + "\n"],
     "```zeek\n<b>\n```\n": ["<pre><code>&lt;b&gt;\n</code></pre>\n\n"],
     "```\na": ["<pre><code>a</code></pre>\n\n"],
     "**a** *b* ~~c~~ `d`": [
@@ -62,7 +62,7 @@ RENDERED = {
     "\ud83d": ["<p>?</p>\n"],
 }
 
-# Markdown: what the only block keeps, and what is reported as removed
+# Markdown: the HTML of its only block, and what is reported as removed
 BLOCKED = {
     '<img src="x" onerror="alert(1)">a': (
         "<p>a</p>\n",
@@ -118,7 +118,7 @@ BLOCKED = {
     ),
 }
 
-# How a text stands so far: how many of its blocks are finished
+# The text so far: how many of its blocks are finished
 FINISHED = {
     "a": 0,
     "a\n": 0,
@@ -154,7 +154,7 @@ ATOMS = [
 
 
 def blocks(*pieces):
-    """Return the blocks of a text that came in these pieces."""
+    """Return the blocks of a text that arrives in these pieces."""
     markdown, found = GrowingMarkdown(), []
     for piece in pieces:
         markdown.add(piece)
@@ -170,13 +170,13 @@ def test_renders_each_block_however_the_text_arrives(text):
 
 
 @pytest.mark.parametrize("text", BLOCKED)
-def test_tells_what_was_taken_out_and_where(text):
+def test_reports_what_was_removed_and_where(text):
     for pieces in ([text], text):
         assert blocks(*pieces) == [BLOCKED[text]]
 
 
 @pytest.mark.parametrize("text", FINISHED)
-def test_a_block_is_finished_once_nothing_can_change_it(text):
+def test_a_block_is_finished_once_later_text_cannot_change_it(text):
     markdown = GrowingMarkdown()
     markdown.add(text)
     assert len(list(markdown.take_finished())) == FINISHED[text]
@@ -192,7 +192,7 @@ def test_pieces_never_change_what_is_rendered(text, chance):
     while text[sum(map(len, pieces)) :]:
         start = sum(map(len, pieces))
         pieces.append(text[start : start + chance.randint(1, 9)])
-    # Inside a block a line may end in other ways than at the end of the text.
+    # Line ends inside a block may differ from those at the end of the text.
     whole, *cut = (
         [LINE_END.sub("", block.html) for block in blocks(*parts)]
         for parts in ([text + "\n"], [*pieces, "\n"])
@@ -200,19 +200,19 @@ def test_pieces_never_change_what_is_rendered(text, chance):
     assert cut == [whole]
 
 
-def test_what_is_open_is_drawn_without_colours_and_safely():
+def test_the_open_block_is_drawn_safely_and_without_colors():
     markdown = GrowingMarkdown()
     markdown.add("a <img src=x onerror=alert(1)>\n\n" + CODE)
     assert len(list(markdown.take_finished())) == 1
     assert markdown.draw() == PLAIN + "\n"
     markdown.add("\n<svg onload=alert(1)> **b")
     assert [block.html for block in markdown.take_finished()] == [
-        COLOURED + "\n"
+        HIGHLIGHTED + "\n"
     ]
     assert markdown.draw() == "<p> **b</p>\n"
 
 
-def test_a_table_ends_where_its_rows_are_filled_up_too_much():
+def test_a_table_ends_where_too_many_cells_would_be_padded():
     head = "|a|b|c|d|\n|-|-|-|-|\n"
     (table,) = blocks(head + "|1|2|3|4|\n" * 20 + "|1|\n")
     assert table.html.count("<tr>") == 22
@@ -229,20 +229,20 @@ def test_a_long_list_is_rendered_as_several():
 
 
 @pytest.mark.parametrize("language", LANGUAGES.split())
-def test_code_in_each_language_is_coloured(language):
+def test_code_in_each_language_is_highlighted(language):
     (block,) = blocks(f"```{language}\n<?php 'a' # b\n+c\n```\n")
     assert "<span class=" in block.html
     assert block.blocked == []
 
 
-def test_long_code_is_coloured_to_its_end_and_stays_the_same():
+def test_long_code_is_highlighted_to_its_end():
     code = "".join(f"def f{n}(): pass\n" for n in range(500)) + "x" * 5000
     (block,) = blocks(f"```python\n{code}\n```\n")
     assert block.html.count('<span class="k">def</span>') == 500
     assert re.sub("<.*?>", "", block.html).strip() == code
 
 
-def test_blank_lines_of_code_cost_no_lexer_anything(monkeypatch):
+def test_no_lexer_gets_blank_lines(monkeypatch):
     given = []
     monkeypatch.setattr(
         "pygments.highlight", lambda code, *_: given.append(code) or code
@@ -252,7 +252,7 @@ def test_blank_lines_of_code_cost_no_lexer_anything(monkeypatch):
     assert block.html.count("\n") == 4004
 
 
-def test_a_reference_that_is_half_written_is_not_remembered():
+def test_an_incomplete_reference_is_not_remembered():
     markdown = GrowingMarkdown()
     for piece in ("[a]: /b", "c\n\n[a]\n\n"):
         markdown.add(piece)
@@ -263,7 +263,7 @@ def test_a_reference_that_is_half_written_is_not_remembered():
     ]
 
 
-# What the text begins with, and then repeats
+# The beginning of each text, and what it then repeats
 TEXTS = {
     "one paragraph": ("", "word *word* and `code` and more\n"),
     "one code block": ("```python\n", "    def f(x): return x + 1  # <b>\n"),
@@ -272,9 +272,9 @@ TEXTS = {
     "one quotation": ("", "> word *word* and `code` and more\n"),
     "short paragraphs": ("", "a\n\n"),
     "raw HTML": ("", "<b onclick=1>a</b> <img src=x>\n\n"),
-    "formats left open": ("x ", "".join(f"<em a{n}>x<p>" for n in range(500))),
+    "unclosed formats": ("x ", "".join(f"<em a{n}>x<p>" for n in range(500))),
     "rows of a wide table": (f"|{'a|' * 28}\n|{'-|' * 28}\n", "|a\n"),
-    "a long address": (f"[a]: /{'b' * 1000}\n\n", "[a]\n"),
+    "a long URL": (f"[a]: /{'b' * 1000}\n\n", "[a]\n"),
     "a long title": (f"[a]: b '{'&' * 180}'\n\n", "[a]\n\n"),
     "open brackets": ("", "["),
     "open images": ("", "!["),
@@ -293,7 +293,7 @@ PROSE = ("", "The model writes a sentence of plain words, and another.\n\n")
 
 
 def cost(beginning, repeated, size, piece):
-    """Return the calls, the characters drawn, and the draws of this text."""
+    """Return how many calls, drawn characters and draws this text takes."""
     text = (beginning + repeated * (size // len(repeated) + 1))[:size]
     markdown, calls, drawn, draws = GrowingMarkdown(), 0, 0, 0
 
@@ -331,7 +331,7 @@ def test_no_text_costs_much_more_than_prose(kind, piece):
         ("one paragraph", 30, 50),
         ("one list", 25, 50),
         ("rows of a wide table", 5, 25),
-        ("formats left open", 5, 25),
+        ("unclosed formats", 5, 25),
         ("open brackets", 5, 25),
     ],
 )

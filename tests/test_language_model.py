@@ -50,7 +50,7 @@ in_mid_answer = stream(delta("Hello"), end="silent")
 
 @pytest.fixture(autouse=True)
 def _configured(upstream, monkeypatch) -> Iterator[None]:
-    """An upstream that may be silent for longer than any test runs."""
+    """An upstream that may be silent for longer than any test."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_MODEL", MODEL)
@@ -71,7 +71,7 @@ def outcome(answer: Answer) -> tuple[list[str], ModelError | None]:
 
 
 def never_ending(connection) -> None:
-    """Send a whole answer, and then comments until the client disconnects."""
+    """Send a complete answer, then comments until the client disconnects."""
     connection.send(head("200 OK", "Connection: close") + b"".join(HELLO))
     while not connection.left.wait(0.02):
         connection.send(b":\n")
@@ -94,7 +94,7 @@ def test_the_request_carries_the_messages_the_model_and_the_key(
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     answer = ask(MESSAGES, temperature=0, tools=[{"type": "function"}])
     texts = deltas(answer)
-    assert upstream.requests == []  # until the answer is read
+    assert upstream.requests == []  # before the answer is read
     assert list(texts) == ["Hello"]
     (request,) = upstream.requests
     assert (request.method, request.path) == ("POST", "/v1/chat/completions")
@@ -121,7 +121,7 @@ def test_the_environment_names_the_model_then_the_request_then_the_default(
     assert models == [MODEL, "another", language_model.MODEL]
 
 
-def test_without_an_address_the_default_one_is_asked(upstream, monkeypatch):
+def test_without_a_base_url_the_default_one_is_used(upstream, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "")
     monkeypatch.setattr(language_model, "BASE_URL", upstream.url)
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
@@ -136,7 +136,7 @@ def test_without_a_key_none_is_sent(upstream, monkeypatch, tmp_path):
     assert upstream.requests[0].headers["Authorization"] is None
 
 
-def test_an_answer_can_be_read_as_it_is(upstream):
+def test_an_answer_can_be_read_as_bytes(upstream):
     body = b'{"object": "list",  "data": []}'
     upstream.answer = page(body, "203 Odd", "application/json", "X-Own: 1")
     with closing(Answer("/models")) as answer:
@@ -149,7 +149,7 @@ def test_an_answer_can_be_read_as_it_is(upstream):
     assert (request.headers["Content-Length"], request.body) == (None, b"")
 
 
-def test_an_answer_that_is_not_streamed_can_be_asked_for(upstream):
+def test_an_answer_can_be_requested_without_streaming(upstream):
     upstream.answer = page(b"{}")
     with closing(ask(MESSAGES, stream=False)) as answer:
         answer.open()
@@ -190,7 +190,7 @@ def test_compressed_text_is_read_as_it_arrives(upstream):
 
 
 SMILE = delta("?").replace(b"?", "😀".encode())
-"""Official upstreams send such characters as they are, not escaped."""
+"""The official API sends such characters unescaped."""
 
 
 @pytest.mark.parametrize(
@@ -220,14 +220,14 @@ def test_an_event_may_arrive_in_two_reads(upstream, at):
 
 @pytest.mark.parametrize("framing", ["length", "close"])
 @pytest.mark.parametrize("name", HARMLESS)
-def test_an_unusual_answer_is_read_whole_in_any_framing(
+def test_an_unusual_answer_is_read_completely_in_any_framing(
     upstream, name, framing
 ):
     upstream.answer = stream(*HARMLESS[name], framing=framing)
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
 
 
-# What language models' servers really send, and the official client
+# What real APIs send, and the official client
 
 
 @pytest.fixture
@@ -239,9 +239,9 @@ def official(upstream) -> Iterator[openai.OpenAI]:
 
 
 def read_by(official: openai.OpenAI) -> str:
-    """Return the text of an answer that the official client reads to its end.
+    """Read a complete answer with the official client. Return its text.
 
-    The client passes on what it is sent, so its user must be tolerant, too.
+    The client passes on whatever it receives, so this must be tolerant.
     """
     text = ""
     for chunk in official.chat.completions.create(
@@ -256,7 +256,9 @@ def read_by(official: openai.OpenAI) -> str:
 
 
 @pytest.mark.parametrize("name", HARMLESS_ANSWERS)
-def test_what_the_official_client_reads_is_read_whole(upstream, official, name):
+def test_reads_everything_that_the_official_client_reads(
+    upstream, official, name
+):
     upstream.answer = HARMLESS_ANSWERS[name]
     if name in OFFICIAL_CLIENT_FAILS:
         with pytest.raises(json.JSONDecodeError):
@@ -267,7 +269,7 @@ def test_what_the_official_client_reads_is_read_whole(upstream, official, name):
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_every_error_is_raised_even_if_the_official_client_reads_on(
+def test_raises_every_error_even_if_the_official_client_does_not(
     upstream, official, name
 ):
     error, official_client_raises = ERRORS[name]
@@ -291,7 +293,7 @@ def check_hides_the_key(error: ModelError, answer: Answer, key: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_fault_is_one_message_after_what_came_before(upstream, name):
+def test_each_fault_is_one_message_after_the_text_so_far(upstream, name):
     upstream.answer, message, before = FAULTS[name]
     answer = ask(MESSAGES)
     texts, error = outcome(answer)
@@ -333,16 +335,14 @@ def test_a_long_silence_is_a_fault(upstream, monkeypatch, answer, message):
         "localhost:11434/v1",
     ],
 )
-def test_an_address_where_nobody_answers_is_a_fault(monkeypatch, url):
+def test_an_unreachable_address_is_a_fault(monkeypatch, url):
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     _, error = outcome(ask(MESSAGES))
     assert (str(error), error.status) == (UNREACHABLE, 502)
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\nx", f"{KEY}三"])
-def test_a_key_that_no_header_can_carry_is_a_fault_that_hides_it(
-    upstream, monkeypatch, key
-):
+def test_an_invalid_key_is_a_fault_that_hides_it(upstream, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     answer = ask(MESSAGES)
     _, error = outcome(answer)
@@ -382,7 +382,7 @@ def test_an_open_answer_does_not_show_the_key(upstream):
     [stream(*HELLO, end="silent"), never_ending],
     ids=["silent", "writing on"],
 )
-def test_done_ends_an_answer_that_its_upstream_does_not_end(upstream, answer):
+def test_done_ends_an_answer_even_if_its_upstream_does_not(upstream, answer):
     upstream.answer = answer
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
     wait_until(upstream.connections[0].left.is_set)
@@ -406,7 +406,7 @@ def test_an_answer_that_fails_is_closed(upstream, answer):
     wait_until(upstream.connections[0].left.is_set)
 
 
-def test_an_answer_that_nobody_reads_on_is_closed(upstream):
+def test_an_abandoned_answer_is_closed(upstream):
     upstream.answer = in_mid_answer
     texts = deltas(ask(MESSAGES))
     assert next(texts) == "Hello"
@@ -414,7 +414,7 @@ def test_an_answer_that_nobody_reads_on_is_closed(upstream):
     wait_until(upstream.connections[0].left.is_set)
 
 
-def test_a_body_that_was_read_whole_leaves_its_connection_to_the_next(upstream):
+def test_a_complete_body_returns_its_connection_to_the_pool(upstream):
     upstream.answer = page(b"{}")
     for _ in range(2):
         with closing(Answer("/models")) as answer:
@@ -431,7 +431,7 @@ def read_as_bytes(answer: Answer) -> None:
     answer.open()
     for _ in answer:
         pass
-    raise ModelError(BROKEN_OFF)  # the end of a body may look whole
+    raise ModelError(BROKEN_OFF)  # a closed body may look complete
 
 
 def waits_in(thread: threading.Thread, *files: str) -> bool:
@@ -463,7 +463,7 @@ def check_close_wakes(read, upstream: Upstream) -> None:
     assert [(type(one), str(one)) for one in errors] == [
         (ModelError, BROKEN_OFF)
     ]
-    answer.close()  # again, which changes nothing
+    answer.close()  # closing it again has no effect
 
 
 @pytest.mark.parametrize("read", [read_as_text, read_as_bytes])
@@ -486,7 +486,7 @@ def test_close_in_another_thread_wakes_the_reader(upstream, answer, read):
 
 
 class TLSUpstream(Upstream):
-    """An upstream of https, with a certificate of its own."""
+    """An upstream that uses TLS with its own certificate."""
 
     def __init__(self, answer, certificate: str, key: str):
         super().__init__(answer)
@@ -517,7 +517,7 @@ def test_close_wakes_the_reader_of_a_tls_connection(monkeypatch, tmp_path):
         check_close_wakes(read_as_text, upstream)
 
 
-def test_an_answer_that_was_closed_before_it_opened_is_left(upstream):
+def test_an_answer_that_was_closed_before_it_opened_disconnects(upstream):
     upstream.answer = in_mid_answer
     answer = ask(MESSAGES)
     answer.close()
@@ -529,7 +529,7 @@ def test_an_answer_that_was_closed_before_it_opened_is_left(upstream):
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Let new files have numbers beyond what select() accepts."""
+    """Give new files descriptors that are too large for select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
     with ExitStack() as files:

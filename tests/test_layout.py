@@ -1,4 +1,4 @@
-"""The rules of the house: who imports whom, how long a file may be, guards."""
+"""House rules: imports between files, the length of files, and guards."""
 
 import re
 import subprocess
@@ -34,7 +34,7 @@ COPIES = {
     "progress": 820,
     "resume": 1140,
 }
-"""The lines of a lesson and of the parts that it needs, at most."""
+"""The maximum total length of a lesson and the parts that it needs."""
 
 MAY_IMPORT = {
     "sse": set(),
@@ -63,7 +63,7 @@ def test_no_file_is_over_its_budget():
     } == {}
 
 
-def test_a_copied_lesson_weighs_what_it_may():
+def test_no_copied_lesson_is_over_its_budget():
     weights = {}
     for name in COPIES:
         lesson = PROJECT / "demos" / f"{name}.py"
@@ -76,7 +76,7 @@ def test_a_copied_lesson_weighs_what_it_may():
     } == {}
 
 
-def test_parts_import_only_what_stands_below_them():
+def test_parts_import_only_what_is_allowed():
     for name, allowed in MAY_IMPORT.items():
         assert ours(PROJECT / f"{name}.py") <= allowed, name
 
@@ -110,7 +110,7 @@ def run(code: str) -> subprocess.CompletedProcess:
         ("gevent", "app"),
     ],
 )
-def test_imports_without_what_it_does_not_need(missing, module):
+def test_can_be_imported_without_what_it_does_not_need(missing, module):
     code = f"import sys; sys.modules[{missing!r}] = None; import {module}"
     done = run(code)
     assert done.returncode == 0, done.stderr
@@ -126,12 +126,12 @@ def test_only_the_serving_files_mention_gevent():
 
 
 def is_asking(name: str) -> bool:
-    """Tell whether a lesson asks a language model."""
+    """Return whether a lesson uses a language model."""
     return "language_model" in imports(PROJECT / "demos" / f"{name}.py")
 
 
 def guarded_requests(app: Flask) -> list[tuple[str, str, str]]:
-    """Return lesson, method and path of all that changes or costs something."""
+    """Return the lesson, method and path of each request that needs a guard."""
     found = []
     for rule in app.url_map.iter_rules():
         name = rule.endpoint.partition(".")[0]
@@ -152,7 +152,7 @@ FOREIGN_PAGES = (
 )
 
 
-def test_what_changes_or_costs_something_refuses_foreign_pages(monkeypatch):
+def test_guarded_requests_reject_foreign_pages(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     app = create_app()
     guarded = guarded_requests(app)
@@ -194,7 +194,7 @@ def readable_by_all(app: Flask) -> set[str]:
     return found
 
 
-def test_other_sites_may_read_what_is_public_or_costs_nothing(monkeypatch):
+def test_other_sites_may_read_what_is_public_or_free(monkeypatch):
     assert readable_by_all(create_app()) == PUBLIC | FREE_OFFLINE
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     assert readable_by_all(create_app()) == PUBLIC

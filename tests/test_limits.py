@@ -11,14 +11,14 @@ from app import create_app
 
 @pytest.fixture(scope="module", params=COMMANDS.values())
 def small(request):
-    """The app with room for three streams."""
+    """The app with a limit of three streams."""
     server = Server(request.param, FLASK_MAX_STREAMS="3")
     yield server
     server.stop()
 
 
 def message(body: bytes) -> str:
-    """Return the sentence of an error, in our shape or the official one."""
+    """Return the message of an error in our format or the official one."""
     error = json.loads(body)["error"]
     return error if isinstance(error, str) else error["message"]
 
@@ -28,7 +28,7 @@ def is_open(server, path):
         return client.status == 200
 
 
-def test_beyond_the_limit_streams_get_503_and_the_rest_still_works(small):
+def test_beyond_the_limit_only_streams_get_503(small):
     streams = [small.get("/sse?interval=0.05") for _ in range(3)]
     assert [stream.status for stream in streams] == [200, 200, 200]
     for name in NAMES:
@@ -47,7 +47,7 @@ def test_beyond_the_limit_streams_get_503_and_the_rest_still_works(small):
     wait_until(lambda: is_open(small, "/real-time-updates"))
 
 
-def test_a_place_is_free_again_after_every_kind_of_response():
+def test_a_slot_is_free_again_after_every_kind_of_response():
     client = create_app({"MAX_STREAMS": 1}).test_client()
     for method, path in [
         ("GET", "/sse?interval=99"),
@@ -62,7 +62,7 @@ def test_a_place_is_free_again_after_every_kind_of_response():
             assert response.status_code != 503, path
 
 
-def test_a_place_is_free_again_after_an_exception(monkeypatch):
+def test_a_slot_is_free_again_after_an_exception(monkeypatch):
     app = create_app({"MAX_STREAMS": 1})
     monkeypatch.setitem(app.view_functions, "clock.stream", lambda: 1 / 0)
     for _ in range(3):
@@ -72,7 +72,7 @@ def test_a_place_is_free_again_after_an_exception(monkeypatch):
         assert list(response.json) == ["error"]
 
 
-def test_a_place_is_free_again_after_an_exception_in_the_debugger(monkeypatch):
+def test_a_slot_is_free_again_after_an_exception_in_the_debugger(monkeypatch):
     app = create_app({"MAX_STREAMS": 1, "PROPAGATE_EXCEPTIONS": True})
     monkeypatch.setitem(app.view_functions, "clock.stream", lambda: 1 / 0)
     for _ in range(3):
@@ -80,8 +80,8 @@ def test_a_place_is_free_again_after_an_exception_in_the_debugger(monkeypatch):
             app.test_client().get("/sse")
 
 
-def test_a_place_is_free_again_if_the_response_is_never_closed():
-    """As under `flask run`, if the client resets a stream that has ended."""
+def test_a_slot_is_free_again_if_the_response_is_never_closed():
+    """This happens under `flask run` if a client resets an ended stream."""
     app = create_app({"MAX_STREAMS": 1})
     for _ in range(3):
         statuses = []

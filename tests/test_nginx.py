@@ -1,6 +1,6 @@
-"""The app as the README puts it on the internet: behind nginx, by its config.
+"""The app behind nginx, with the configuration from the README.
 
-Its commands are run as they are written, in a folder of the test's own.
+The README's commands run as they are written, in a temporary folder.
 """
 
 import json
@@ -62,12 +62,12 @@ class TlsClient(Client):
 
 
 class Nginx:
-    """nginx, as the README starts it, in front of an app."""
+    """nginx in front of an app, started as the README says."""
 
     def __init__(self, folder: Path, app: Server, changes: dict[str, str]):
         need("openssl")
         need("nginx")
-        folder.chmod(0o755)  # root's nginx reads and writes as nobody
+        folder.chmod(0o755)  # if root starts nginx, it runs as nobody
         self.app = app
         self.port = free_port()
         self.url = f"https://localhost:{self.port}"
@@ -145,7 +145,7 @@ def app_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def nginx(put_nginx_in_front, app_server) -> Iterator[Nginx]:
-    """One that nothing goes wrong with."""
+    """An nginx that must not log any error."""
     running = put_nginx_in_front(app_server)
     yield running
     assert running.log == ""
@@ -158,7 +158,7 @@ def zipping_nginx(put_nginx_in_front, app_server) -> Nginx:
 
 @pytest.fixture
 def browser(browser):
-    """A browser that believes every certificate."""
+    """A browser that accepts every certificate."""
     new_context = partial(browser.new_context, ignore_https_errors=True)
     return SimpleNamespace(new_context=new_context)
 
@@ -224,14 +224,14 @@ PROTOCOLS = """() => performance.getEntriesByType("resource")
   .map(({ nextHopProtocol }) => nextHopProtocol)"""
 
 
-def test_one_page_opens_twenty_streams_at_once(page, nginx):
+def test_one_page_can_open_twenty_streams(page, nginx):
     page.goto(f"{nginx.url}/demos/clock")
     events = page.evaluate(OPEN_STREAMS, 20)
     assert [json.loads(event)["id"] for event in events] == [1] * 20
     assert set(page.evaluate(PROTOCOLS)) == {"h2"}
 
 
-def test_the_lesson_comes_by_h2_and_all_eight_open(page, nginx):
+def test_all_eight_streams_of_six_connections_open_over_http_2(page, nginx):
     page.goto(f"{nginx.url}/demos/six_connections")
     expect(page.locator("#protocol")).to_have_text("h2")
     press(page, "Start")
@@ -239,7 +239,7 @@ def test_the_lesson_comes_by_h2_and_all_eight_open(page, nginx):
     expect(states).to_have_text(["open"] * 8)
 
 
-def test_polls_socket_and_stream_bring_events(page, nginx):
+def test_polling_websocket_and_stream_deliver_events(page, nginx):
     page.goto(f"{nginx.url}/demos/before_sse")
     page.get_by_label("An event every").fill("0.1")
     page.get_by_label("A poll every").fill("0.1")
@@ -254,14 +254,14 @@ def test_polls_socket_and_stream_bring_events(page, nginx):
     ]
 
 
-def test_the_curl_line_of_a_page_says_where_it_is(nginx):
+def test_curl_lines_contain_the_https_url(nginx):
     with nginx.get("/demos/hello") as client:
         page = client.read().decode()
     curl = re.search('<code id="curl">(.*?)</code>', page).group(1)
     assert re.findall("https?://[^/]+", curl) == [nginx.url]
 
 
-def test_every_stream_passes_unbuffered(nginx):
+def test_no_stream_is_buffered(nginx):
     for name in NAMES:
         with open_stream(nginx, name) as client:
             assert client.status == 200
@@ -289,18 +289,18 @@ def test_an_event_does_not_wait_for_the_next(request, fixture, encoding, read):
     assert received.count(b"data: ") == 1
 
 
-TICKS = 5  # more than any other test here takes from this stream
+TICKS = 5  # more than any other test here reads from this stream
 CLOCK = "/sse?interval=0.2"
 
 
-def leave_with_the_connection(page, nginx):
+def disconnect(page, nginx):
     with nginx.get(CLOCK) as client:
         events = parse_events(client.chunks())
         for _ in range(TICKS):
             next(events)
 
 
-def leave_on_a_connection_that_stays(page, nginx):
+def close_one_stream(page, nginx):
     page.goto(f"{nginx.url}/demos/hello")
     page.evaluate(
         """([url, ticks]) => new Promise((resolve) => {
@@ -316,14 +316,12 @@ def leave_on_a_connection_that_stays(page, nginx):
     )
 
 
-@pytest.mark.parametrize(
-    "leave", [leave_with_the_connection, leave_on_a_connection_that_stays]
-)
-def test_the_app_learns_that_a_reader_has_left(page, nginx, leave):
+@pytest.mark.parametrize("disconnect_by", [disconnect, close_one_stream])
+def test_the_app_notices_a_disconnect(page, nginx, disconnect_by):
     server = nginx.app
     pattern = "^clock: closed after [567] ticks$"
     before = len(server.logged(pattern))
-    leave(page, nginx)
+    disconnect_by(page, nginx)
     wait_until(lambda: len(server.logged(pattern)) > before)
 
 
@@ -363,7 +361,7 @@ def test_only_the_app_limits_a_body(nginx, more, status):
         ({"Sec_Fetch_Site": "cross-site"}, 403),
     ],
 )
-def test_pages_of_other_sites_are_told_from_its_own(nginx, headers, status):
+def test_only_pages_of_other_sites_are_rejected(nginx, headers, status):
     headers = {
         name: value.format(url=nginx.url, app=nginx.app)
         for name, value in headers.items()
@@ -379,7 +377,7 @@ def own_app(start) -> Server:
 
 @pytest.fixture
 def reader(own_app, put_nginx_in_front, page):
-    """A page that reads, through nginx, from an app that may stop."""
+    """A page that reads through nginx from an app that the test may stop."""
     page.goto(f"{put_nginx_in_front(own_app).url}/demos/reconnect")
     page.get_by_label("drop_after").fill("100")
     yield page
@@ -390,8 +388,8 @@ def said(page, words):
     return page.locator("#log").get_by_text(words)
 
 
-def test_a_reload_of_the_app_is_a_lost_connection(reader, own_app):
-    # By then, the old worker has stopped.
+def test_a_browser_reconnects_after_a_reload_of_the_app(reader, own_app):
+    # When the browser reconnects, the old worker has stopped.
     reader.locator("[name=retry]").fill("1500")
     press(reader, "Start")
     said(reader, "message: event 1.").wait_for()
@@ -401,7 +399,7 @@ def test_a_reload_of_the_app_is_a_lost_connection(reader, own_app):
     expect(said(reader, "failed the connection")).to_have_count(0)
 
 
-def test_browsers_come_back_to_an_app_that_was_away(reader, own_app, start):
+def test_browsers_reconnect_once_the_app_is_back(reader, own_app, start):
     reader.locator("[name=retry]").fill("100")
     press(reader, "Start")
     said(reader, "message: event 1.").wait_for()
@@ -412,7 +410,7 @@ def test_browsers_come_back_to_an_app_that_was_away(reader, own_app, start):
     expect(said(reader, "failed the connection")).to_have_count(0)
 
 
-def test_a_page_is_told_that_the_app_is_away(start, put_nginx_in_front):
+def test_a_page_gets_502_while_the_app_is_down(start, put_nginx_in_front):
     server = start("gunicorn")
     nginx = put_nginx_in_front(server)
     server.stop()
@@ -420,7 +418,7 @@ def test_a_page_is_told_that_the_app_is_away(start, put_nginx_in_front):
         assert client.status == 502
 
 
-def test_a_stop_of_the_app_cuts_the_streams_at_once(start, put_nginx_in_front):
+def test_a_stop_of_the_app_ends_streams_immediately(start, put_nginx_in_front):
     server = start("gunicorn")
     nginx = put_nginx_in_front(server)
     clients = [nginx.get("/sse?interval=10") for _ in range(20)]
@@ -432,4 +430,4 @@ def test_a_stop_of_the_app_cuts_the_streams_at_once(start, put_nginx_in_front):
     assert len(server.logged("^clock: closed after 0 ticks$")) == len(clients)
     for client in clients:
         with client, pytest.raises(IncompleteRead):
-            client.read()  # or a cut-off answer could be taken for a whole one
+            client.read()  # or a client would take it for a complete response

@@ -23,13 +23,13 @@ PROMPTS = {
     "What if the browser reconnects?": "A browser **reconnects by itself**",
     "Show me the Python code": "In **Flask**, a generator",
     "Show me Markdown": "## What an answer may contain",
-    "Attack this page": "Nothing on this page may run, load or look like ours.",
+    "Attack this page": "Nothing in this answer may run",
     "什么是事件流？": "**服务器发送事件**",
     "和 WebSocket 有什么区别？": "## 事件流还是 WebSocket？",
     "断开以后怎么办？": "浏览器会**自动重新连接**",
     "给我看一个例子": "在 **Flask** 里",
     "写一点 Markdown 吧": "## 一个回答里可以有什么",
-    "攻击这个页面": "这个页面上的任何内容都不得运行、加载或冒充我们。",
+    "攻击这个页面": "这个回答里的任何内容都不得运行",
 }
 CONSTRUCTS = {
     "markdown": [
@@ -43,7 +43,7 @@ CONSTRUCTS = {
         *(" onerror =", "<iframe srcdoc=", " style=", ' id="state"'),
     ],
 }
-"""What the pages show, or must survive."""
+"""Markup that the pages show, or must survive."""
 
 TIME = {
     "name": "get_time",
@@ -65,7 +65,7 @@ SUM = {
 
 @pytest.fixture(autouse=True)
 def plug_in(monkeypatch):
-    """Mount an offline model on a fresh session, in no hurry or in some."""
+    """Mount an offline model. Return a function that mounts a slower one."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(language_model, "session", requests.Session())
@@ -97,7 +97,7 @@ def received(answer: Answer) -> bytes:
 
 
 def whole(*messages: dict, **options) -> dict:
-    """Return an answer that is not streamed, in the official shape."""
+    """Return an answer without streaming. It must have the official format."""
     body = received(ask(list(messages), stream=False, **options))
     answer = json.loads(body)
     ChatCompletion.model_validate(answer, strict=True)
@@ -105,7 +105,7 @@ def whole(*messages: dict, **options) -> dict:
 
 
 def chunks(*messages: dict, **options) -> list[dict]:
-    """Return the chunks of a streamed answer, each in the official shape."""
+    """Return the chunks of an answer. Each must have the official format."""
     body = received(ask(list(messages), **options))
     *events, done = [event.data for event in parse_events([body])]
     assert done == "[DONE]"
@@ -116,7 +116,7 @@ def chunks(*messages: dict, **options) -> list[dict]:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_the_answer_suits_the_prompt_and_its_language(prompt):
+def test_the_answer_matches_the_prompt_and_its_language(prompt):
     words = list(deltas(ask([user(prompt)])))
     answer = whole(user(prompt))["choices"][0]["message"]["content"]
     assert "".join(words) == answer
@@ -153,7 +153,7 @@ def test_samples_contain_every_construct(topic, language):
         [user("Compare"), {"role": "assistant", "content": "什么"}],
     ],
 )
-def test_the_answer_is_to_the_last_message_of_the_user(messages):
+def test_answers_the_last_message_of_the_user(messages):
     assert text_of(*messages).startswith("## Event streams or WebSockets?")
 
 
@@ -238,9 +238,7 @@ def test_tool_calls_are_streamed_in_the_official_format(same_ids):
 @pytest.mark.parametrize(
     ("prompt", "reason"), [("Compare", "stop"), ("The sum of 1", "tool_calls")]
 )
-def test_the_official_client_puts_chunks_together_to_the_whole(
-    same_ids, prompt, reason
-):
+def test_the_official_client_can_join_the_chunks(same_ids, prompt, reason):
     options = {"tools": tools(SUM)}
     state = ChatCompletionStreamState()
     streamed = chunks(
@@ -268,12 +266,12 @@ def test_the_official_client_puts_chunks_together_to_the_whole(
 @pytest.mark.parametrize(
     "options", [None, {}, {"include_usage": False}, "include_usage"]
 )
-def test_usage_is_not_sent_unasked(options):
+def test_usage_is_sent_only_on_request(options):
     found = chunks(user("Hi"), stream_options=options)
     assert all("usage" not in chunk for chunk in found)
 
 
-def test_usage_is_sent_last_when_asked():
+def test_usage_is_sent_last():
     *first, last = chunks(
         user("Two words"), stream_options={"include_usage": True}
     )
@@ -288,13 +286,13 @@ def test_usage_is_sent_last_when_asked():
     }
 
 
-def test_the_media_type_is_that_of_the_body():
+def test_the_media_type_matches_the_body():
     for stream, media_type in ((True, "text/event-stream"), (False, "json")):
         with closing(ask([user("Hi")], stream=stream)) as answer:
             assert media_type in answer.open().headers["Content-Type"]
 
 
-def test_lists_its_one_model():
+def test_lists_its_only_model():
     models = json.loads(received(Answer("/models")))
     assert models["object"] == "list"
     (model,) = models["data"]
@@ -339,7 +337,7 @@ def test_lists_its_one_model():
         ),
     ],
 )
-def test_what_it_cannot_answer_is_an_official_error(method, path, body, status):
+def test_an_invalid_request_gets_an_official_error(method, path, body, status):
     response = language_model.session.request(method, URL + path, data=body)
     assert response.status_code == status
     assert response.headers["Content-Type"] == "application/json"
@@ -371,7 +369,7 @@ def test_calls_the_tools_that_the_message_mentions(prompt, names):
 @pytest.mark.parametrize(
     "name", ["get-the-time-of", "the_time", "time__", "getTime_TIME"]
 )
-def test_some_word_of_a_tools_name_is_a_mention(name):
+def test_one_word_of_a_tools_name_is_enough(name):
     options = {"tools": tools({"name": name})}
     for prompt, reason in (("The time", "tool_calls"), ("get the of", "stop")):
         (choice,) = whole(user(prompt), **options)["choices"]
@@ -453,7 +451,7 @@ def test_a_tool_may_have_no_parameters(parameters):
         ("时间和总和", "结果是 9:30。 结果是 7。"),
     ],
 )
-def test_the_answer_repeats_what_the_tools_returned(prompt, text):
+def test_the_answer_repeats_the_results_of_tools(prompt, text):
     asked = whole(user("The sum and the time"), tools=tools(TIME, SUM))
     message = asked["choices"][0]["message"]
     first, second = [call["id"] for call in message["tool_calls"]]
@@ -468,7 +466,7 @@ def test_the_answer_repeats_what_the_tools_returned(prompt, text):
 
 
 class Pauses:
-    """Stands in for `threading` in the model: records and skips its pauses."""
+    """Replaces `threading` in the model. Records the pauses, and skips them."""
 
     def __init__(self):
         self.seconds = []
@@ -520,7 +518,7 @@ def test_the_body_can_be_read_in_any_way(same_ids, stream):
 
 @pytest.fixture
 def waiting(plug_in, monkeypatch):
-    """An event that is set when the model pauses, which it does for long."""
+    """An event that is set when the model begins a long pause."""
     waiting = threading.Event()
 
     class Event(threading.Event):
@@ -555,7 +553,7 @@ def test_closing_in_another_thread_ends_the_pause(waiting, way):
         closer.join()
 
 
-def test_an_answer_that_is_closed_meanwhile_has_broken_off(waiting):
+def test_an_answer_that_is_closed_while_it_is_read_breaks_off(waiting):
     answer = ask([user("Hi")])
 
     def close() -> None:
@@ -569,7 +567,7 @@ def test_an_answer_that_is_closed_meanwhile_has_broken_off(waiting):
     closer.join()
 
 
-def test_an_answer_that_was_closed_before_has_broken_off():
+def test_an_answer_that_was_closed_before_breaks_off():
     answer = ask([user("Hi")])
     answer.close()
     with pytest.raises(ModelError, match="broke off"):
@@ -594,7 +592,7 @@ def test_shutdown_after_the_end_changes_nothing():
 def test_a_dropped_response_leaves_nothing_behind(plug_in):
     plug_in(3600)
     threads = threading.active_count()
-    gc.disable()  # reference counting is enough
+    gc.disable()  # reference counting must be enough
     try:
         answer = ask([user("Hi")])
         left = weakref.ref(answer.open().raw._fp)

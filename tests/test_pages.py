@@ -25,12 +25,12 @@ def test_a_page_shows_and_copies_the_files_that_run(client, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_live_part_is_its_file_to_the_letter(client, name):
+def test_the_live_part_is_its_file_unchanged(client, name):
     live = (PROJECT / "templates" / f"{name}.html").read_text("utf-8")
     assert live in client.get(f"/demos/{name}").text
 
 
-def test_curl_line_names_the_host_that_was_asked(client):
+def test_curl_line_contains_the_requested_host(client):
     page = client.get("/demos/hello", base_url="http://pi.localhost:8080").text
     curl = code_panel(page, "curl")
     assert curl == "curl -N http://pi.localhost:8080/stream/hello"
@@ -45,7 +45,7 @@ def test_nothing_is_loaded_from_elsewhere(client):
         assert [url for url in loaded if url and url[0] not in "/#"] == []
 
 
-def test_the_cheat_sheet_leads_to_every_lesson(client):
+def test_the_cheat_sheet_links_to_every_lesson(client):
     page = client.get("/cheatsheet").text
     start, end = page.index("Common problems"), page.index("Browser diff")
     pitfalls = page[start:end]
@@ -63,7 +63,7 @@ def test_the_cheat_sheet_leads_to_every_lesson(client):
         ("text/event-stream", "application/json"),
     ],
 )
-def test_an_error_is_a_page_for_pages_and_json_for_the_rest(
+def test_an_error_is_html_for_pages_and_json_for_others(
     client, accept, media_type
 ):
     response = client.get("/nowhere", headers={"Accept": accept})

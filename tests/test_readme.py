@@ -1,4 +1,4 @@
-"""What the README and the docstrings say to type, typed."""
+"""The commands and examples of the README and the lessons work."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_the_first_example_streams(tmp_path, start):
         assert re.fullmatch(rb"data: .*:\d\d:\d\d 20\d\d\n\n", next(chunks))
 
 
-def test_the_commands_of_the_readme_are_the_two_that_set_everything_up():
+def test_two_commands_set_everything_up():
     venv = "python3 -m venv .venv"
     install = ".venv/bin/pip install -q -r requirements.txt"
     run, test = blocks("")[:2]
@@ -45,7 +45,7 @@ def test_the_commands_of_the_readme_are_the_two_that_set_everything_up():
 @pytest.mark.parametrize(
     "command", [block for block in blocks("") if block.endswith("/gunicorn\n")]
 )
-def test_the_commands_that_serve_for_real_do(command, start, redis_server):
+def test_the_production_commands_work(command, start, redis_server):
     *settings, program = command.split()
     environ = dict(setting.split("=") for setting in settings)
     if "REDIS_URL" in environ:
@@ -65,7 +65,7 @@ def test_the_lessons_are_listed_in_their_order():
         assert shows.startswith(title)
 
 
-def test_the_parts_are_those_of_the_course():
+def test_the_sections_are_those_of_the_course():
     lessons = README[README.index("## The lessons") :]
     found = re.findall(r"^### (.*)\n\n(.*)\n\n\| lesson", lessons, re.M)
     assert found == [(part.title, part.about) for part in PARTS]

@@ -74,7 +74,7 @@ def test_redis_discards_a_channel_keep_seconds_after_its_newest_event(
     client.expire(key, 5)
     (id,) = publish_all(channel, "b")
     assert client.ttl(key) > broker.KEEP_SECONDS - 10
-    client.delete(key)  # as Redis does when the time is over
+    client.delete(key)  # as Redis does when the key expires
     wait_for_the_next_millisecond()
     publish(channel, Event("c"), after=BEGIN)
     assert take_texts(read(id), 2) == ["reset", "c"]
@@ -94,7 +94,7 @@ def test_forget_leaves_an_empty_key_for_a_short_time(
 
 
 class Line:
-    """A way to Redis that can be cut, frozen, and made to lose an answer."""
+    """A line to Redis that can be cut, frozen, and made to lose a reply."""
 
     def __init__(self, port: int):
         self.port = port
@@ -125,7 +125,7 @@ class Line:
                     there.close()
                     continue
                 self.open |= {there, back}
-                if self.is_cut:  # meanwhile
+                if self.is_cut:  # by now
                     self.cut()
                 self._run(self._pump, there, back, False)
                 self._run(self._pump, back, there, True)
@@ -184,7 +184,7 @@ def _down_at_the_start(_impatient, monkeypatch):
 
 @pytest.fixture
 def lines(redis_server, _impatient):
-    """Two ways to one Redis, for what is two machines."""
+    """Two lines to the same Redis, as if from two machines."""
     port = redis_server.port
     with closing(Line(port)) as one, closing(Line(port)) as other:
         yield one, other
@@ -192,14 +192,14 @@ def lines(redis_server, _impatient):
 
 @pytest.fixture
 def line(lines, use) -> Line:
-    """The way from this machine to Redis."""
+    """The line from this machine to Redis."""
     use(lines[0].url)
     return lines[0]
 
 
 @pytest.fixture
 def elsewhere(redis_server, channel):
-    """Return what publishes on a machine that always reaches Redis."""
+    """Return a function that publishes from a machine without outages."""
 
     def publish_elsewhere(*texts, max_events=broker.MAX_EVENTS):
         other = RedisBroker(redis_server.url)
@@ -309,7 +309,7 @@ def test_events_that_redis_trimmed_during_a_cut_are_a_gap(
     assert take_texts(events, 3) == ["reset", "3", "4"]
 
 
-def test_a_cut_is_no_gap_when_redis_still_has_the_next_event(
+def test_a_cut_is_no_gap_if_redis_still_has_the_next_event(
     line, channel, read, elsewhere
 ):
     events = read()
@@ -322,9 +322,7 @@ def test_a_cut_is_no_gap_when_redis_still_has_the_next_event(
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_redis_that_has_lost_everything_is_a_gap(
-    own_redis, use, channel, read
-):
+def test_a_redis_that_lost_everything_is_a_gap(own_redis, use, channel, read):
     use(own_redis.url)
     publish_all(channel, "a")
     events = read(BEGIN)
@@ -349,10 +347,10 @@ def test_resuming_at_a_redis_that_lost_everything_gets_reset(
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_redis_that_has_lost_the_newest_events_is_a_gap(
+def test_a_redis_that_lost_the_newest_events_is_a_gap(
     redis_server, use, channel, read
 ):
-    """As after a restart without `appendfsync always`."""
+    """Redis may lose them in a crash, without `appendfsync always`."""
     use(redis_server.url)
     _, lost = publish_all(channel, "a", "lost")
     events = read(BEGIN)
@@ -364,9 +362,7 @@ def test_a_redis_that_has_lost_the_newest_events_is_a_gap(
     assert take_texts(read(lost), 3) == ["reset", "a", "b"]
 
 
-def test_all_events_that_are_kept_follow_reset(
-    redis_server, use, channel, read
-):
+def test_all_stored_events_follow_reset(redis_server, use, channel, read):
     use(redis_server.url)
     _, lost = publish_all(channel, "a", "lost")
     events = read(BEGIN)
@@ -392,10 +388,10 @@ def test_ids_are_compared_as_numbers(redis_server, use, channel, read):
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_redis_that_gives_lower_ids_is_a_gap(
+def test_a_redis_that_assigns_lower_ids_is_a_gap(
     redis_server, use, channel, read
 ):
-    """As when another machine takes over, whose clock is behind."""
+    """This happens if a machine takes over whose clock is behind."""
     use(redis_server.url)
     client = redis_server.client()
     publish_all(channel, "a", "b")
@@ -412,7 +408,7 @@ def test_a_redis_that_gives_lower_ids_is_a_gap(
 
 @pytest.mark.usefixtures("_down_at_the_start")
 @pytest.mark.parametrize("outage", [cut, frozen])
-def test_a_client_from_a_machine_that_is_ahead_gets_no_event_twice(
+def test_a_client_ahead_of_this_machine_gets_no_event_twice(
     outage, line, redis_server, channel, read, elsewhere
 ):
     waiting = read(BEGIN)
@@ -427,7 +423,7 @@ def test_a_client_from_a_machine_that_is_ahead_gets_no_event_twice(
     assert take_texts(waiting, 2) == ["b", "c"]
 
 
-def test_a_publish_is_never_repeated(line, channel, elsewhere, redis_server):
+def test_a_publish_is_never_retried(line, channel, elsewhere, redis_server):
     publish_all(channel, "a")
     line.loses_next_answer = True
     with pytest.raises(Unavailable):
@@ -456,7 +452,7 @@ def test_commands_raise_unavailable_during_an_outage(
     assert time.monotonic() - begin < 3
 
 
-def test_publish_raises_unavailable_if_redis_refuses_and_logs_it_once(
+def test_a_rejected_publish_raises_unavailable_and_is_logged_once(
     own_redis, use, channel, caplog
 ):
     use(own_redis.url)
@@ -469,7 +465,7 @@ def test_publish_raises_unavailable_if_redis_refuses_and_logs_it_once(
     client.config_set("maxmemory", "0")
     publish(channel, Event("b"))
     logged = [message.partition(":")[0] for message in caplog.messages]
-    assert logged == ["Redis refuses"]
+    assert logged == ["Redis rejected a command"]
 
 
 def test_flapping_logs_two_lines_in_log_seconds(
@@ -494,7 +490,7 @@ def test_flapping_logs_two_lines_in_log_seconds(
 def test_publishing_recovers_from_a_failover_behind_a_fixed_address(
     own_redis, tmp_path, use, channel, read
 ):
-    """Connections to the old primary stay open, but it refuses to write."""
+    """Connections to the old primary stay open, but it rejects writes."""
     (tmp_path / "new").mkdir()
     new, count = RedisServer(tmp_path / "new"), 5
     with (
@@ -530,7 +526,7 @@ def test_refuses_to_start_with_a_redis_cluster(tmp_path, monkeypatch, caplog):
     finally:
         process.terminate()
         process.wait(10)
-    assert stopped.value.code == 3  # stops gunicorn, too
+    assert stopped.value.code == 3  # also stops gunicorn
     assert caplog.messages == ["REDIS_URL must not be a Redis Cluster."]
 
 
@@ -540,7 +536,7 @@ def is_listening(port: int) -> bool:
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_channel_that_cannot_be_read_fails_alone_and_recovers(
+def test_an_unreadable_channel_affects_no_other_and_recovers(
     redis_server, use, channel, read, caplog
 ):
     use(redis_server.url)
@@ -570,7 +566,7 @@ def test_a_channel_that_cannot_be_read_fails_alone_and_recovers(
 
 
 FOREIGN_ENTRIES = [
-    {"lines": "data: a"},  # of an earlier version
+    {"lines": "data: a"},  # from an earlier version
     {"event": "[]", "previous": BEGIN, "max_events": "9"},
     {"event": '{"data": "a", "id": "a\\n"}', "max_events": "9"},
     {"event": '{"data": "a"}', "previous": BEGIN, "max_events": "x"},
@@ -603,7 +599,7 @@ def test_invalid_entries_are_logged_in_one_line(
         redis_server.client().xadd(f"sse:{channel}", entry)
     take(read(BEGIN), 1)
     (line,) = caplog.messages
-    assert line.startswith(f"{channel} holds an invalid entry: ")
+    assert line.startswith(f"{channel} contains an invalid entry: ")
 
 
 def test_retries_forever_with_backoff(
@@ -632,7 +628,7 @@ def test_retries_forever_with_backoff(
 
 
 def connections(server: RedisServer) -> list[dict]:
-    gc.collect()  # closes those of the tests that are no longer in use
+    gc.collect()  # closes unused connections of earlier tests
     with closing(server.client()) as asking:
         return server.clients(asking)
 
@@ -749,13 +745,13 @@ def test_500_clients_of_one_process_need_one_connection(start, own_redis):
         status, answer = notify(server, "Hi")
         assert status == 201
         assert {next(events).id for events in streams} == {answer["id"]}
-        assert len(connections(own_redis)) == 2  # one has published
+        assert len(connections(own_redis)) == 2  # the other one published
 
 
 def resident_bytes(pid: int) -> int:
     statm = Path(f"/proc/{pid}/statm")
     if not statm.exists():
-        lack("needs a Linux that tells how much memory a process has")
+        lack("needs Linux, which reports the memory of a process")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -763,7 +759,7 @@ def test_a_stalled_client_costs_little_memory_and_delays_nobody(
     start, own_redis, use
 ):
     use(own_redis.url)
-    count, size, held = 200, 200_000, 5
+    count, size, stored = 200, 200_000, 5
     server = start("gunicorn -w 1", REDIS_URL=own_redis.url)
     with server.get(STREAM) as stalled, server.get(STREAM) as client:
         assert stalled.status == 200
@@ -772,7 +768,7 @@ def test_a_stalled_client_costs_little_memory_and_delays_nobody(
         before = resident_bytes(workers_of(server)[0])
         ids = [BEGIN]
         for _ in range(count):
-            ids += publish_all("notifications", "x" * size, max_events=held)
+            ids += publish_all("notifications", "x" * size, max_events=stored)
             assert next(events).id == ids[-1]
         grown = resident_bytes(workers_of(server)[0]) - before
         assert grown < count * size / 2
@@ -783,11 +779,11 @@ def test_a_stalled_client_costs_little_memory_and_delays_nobody(
                 break
     (gap,) = (n for n, event in enumerate(late) if event.event == "reset")
     assert [event.id for event in late[:gap]] == ids[:gap]
-    assert [event.id for event in late[gap + 1 :]] == ids[-held:]
+    assert [event.id for event in late[gap + 1 :]] == ids[-stored:]
 
 
 class Reader(threading.Thread):
-    """Reads notifications, now here, now there, and resumes each time."""
+    """Reads notifications from random servers, and resumes each time."""
 
     def __init__(self, ports: list[int], seed: int):
         super().__init__(daemon=True)
@@ -810,7 +806,7 @@ class Reader(threading.Thread):
                 last_event_id = self.read(client) or last_event_id
 
     def read(self, client: Client) -> str | None:
-        """Read for a while; return the last event ID."""
+        """Read a random number of events. Return the last event ID."""
         assert client.status == 200
         self.connections += 1
         id, rest = None, self.choose.randint(1, 150)
@@ -826,27 +822,27 @@ class Reader(threading.Thread):
         return id
 
 
-def held_by(server: RedisServer) -> list[tuple[str, str]]:
-    """Return the id and the text of each notification that Redis holds."""
-    held = []
+def stored_in(server: RedisServer) -> list[tuple[str, str]]:
+    """Return the id and the text of each notification in Redis."""
+    stored = []
     for id, fields in server.client().xrange("sse:notifications"):
         event = json.loads(fields[b"event"])
-        held.append((id.decode(), json.loads(event["data"])["text"]))
-    return held
+        stored.append((id.decode(), json.loads(event["data"])["text"]))
+    return stored
 
 
-def count_held(server: RedisServer) -> int:
-    """Return how many notifications Redis holds, as soon as it answers."""
+def count_stored(server: RedisServer) -> int:
+    """Return the number of notifications in Redis, once it answers."""
     while True:
         with suppress(redis.RedisError), closing(server.client()) as client:
             return client.xlen("sse:notifications")
 
 
-def notify_all(servers, held_at: RedisServer, count: int, seed: int) -> None:
-    """Publish the texts "1", "2" ... on either of the servers.
+def notify_all(servers, stored_at: RedisServer, count: int, seed: int) -> None:
+    """Publish the texts "1", "2" ... on random servers.
 
-    Only Redis knows what became of a publish whose answer did not come, or was
-    that Redis is away: no answer comes after its connection has ended.
+    If a publish fails or gets no response, only Redis knows whether it
+    succeeded.
     """
     choose = random.Random(seed)
     number = 1
@@ -855,7 +851,7 @@ def notify_all(servers, held_at: RedisServer, count: int, seed: int) -> None:
             status, _ = notify(choose.choice(servers), str(number))
         except (OSError, http.client.HTTPException):
             status = None
-        number = number + 1 if status == 201 else count_held(held_at) + 1
+        number = number + 1 if status == 201 else count_stored(stored_at) + 1
 
 
 def kill_and_restart_an_instance(instances, own_redis, start_one) -> None:
@@ -887,14 +883,14 @@ def test_every_client_gets_1000_events_once_and_in_order(
         wait_until(lambda: all(reader.events for reader in readers))
         with ThreadPoolExecutor(1) as pool:
             job = pool.submit(notify_all, instances, own_redis, count, 1)
-            wait_until(lambda: count_held(own_redis) > count * 0.4, 30)
+            wait_until(lambda: count_stored(own_redis) > count * 0.4, 30)
             disturb(instances, own_redis, start_one)
             job.result()
-        held = held_by(own_redis)
-        assert [text for _, text in held] == [
+        stored = stored_in(own_redis)
+        assert [text for _, text in stored] == [
             str(number) for number in range(1, count + 1)
         ]
-        last_id = held[-1][0]
+        last_id = stored[-1][0]
         wait_until(
             lambda: all(reader.events[-1].id == last_id for reader in readers)
         )
@@ -907,4 +903,4 @@ def test_every_client_gets_1000_events_once_and_in_order(
         assert reader.connections > 3
         events = [one for one in reader.events if one.event != "begin"]
         assert [one.event for one in events] == ["message"] * count
-        assert [(one.id, text_of(one)) for one in events] == held
+        assert [(one.id, text_of(one)) for one in events] == stored

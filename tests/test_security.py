@@ -21,7 +21,7 @@ def test_every_stream_has_the_headers_that_it_needs(server):
             )
 
 
-def test_the_policy_is_this_and_nothing_else():
+def test_the_content_security_policy():
     assert content_security_policy([""]) == (
         "default-src 'none'; script-src 'self' "
         "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; "
@@ -31,7 +31,7 @@ def test_the_policy_is_this_and_nothing_else():
     )
 
 
-def test_a_page_allows_its_own_inline_scripts_only(client):
+def test_a_page_allows_only_its_own_inline_scripts(client):
     for path, count in {
         "/": 0,
         "/cheatsheet": 0,
@@ -45,7 +45,7 @@ def test_a_page_allows_its_own_inline_scripts_only(client):
         response.close()
 
 
-def test_pages_are_not_for_other_sites(client):
+def test_other_sites_cannot_read_pages(client):
     response = client.get("/demos/hello")
     assert "Access-Control-Allow-Origin" not in response.headers
     assert response.headers["Referrer-Policy"] == "same-origin"

@@ -27,7 +27,7 @@ from event_source import parse_events
 
 MANY = 200
 STOP_SECONDS = 15
-"""Half the time that gunicorn gives to connections which do not end."""
+"""Half the time that gunicorn waits for connections that do not end."""
 
 PROBE = {"PYTHONPATH": str(PROJECT / "tests")}  # to import `probe`
 FEW = {"FLASK_MAX_STREAMS": str(MANY // 2)}
@@ -77,13 +77,13 @@ def is_alive(pid):
 
 
 def press_ctrl_c(server):
-    """Send SIGINT to the master and to the worker, as a terminal does."""
+    """Send SIGINT to the master and the worker, as a terminal does."""
     os.kill(worker_of(server), signal.SIGINT)
     server.process.send_signal(signal.SIGINT)
 
 
 def open_idle_connections(server, opened):
-    """Open a connection of each kind that has no request under way."""
+    """Open one connection of each kind that has no active request."""
     address = ("127.0.0.1", server.port)
     visitor = opened.enter_context(server.get("/demos/hello"))
     assert visitor.read()
@@ -103,7 +103,7 @@ def open_idle_connections(server, opened):
     ],
     ids=["TERM", "INT", "QUIT", "HUP", "Ctrl-C"],
 )
-def test_a_stop_ends_all_connections_and_runs_every_clean_up(start, stop):
+def test_a_stop_ends_all_connections_and_runs_every_cleanup(start, stop):
     server = start("gunicorn --keep-alive 60 probe:app", **PROBE)
     old = worker_of(server)
     with ExitStack() as opened:
@@ -206,19 +206,19 @@ def test_gunicorn_sends_no_body_for_head(gunicorn_probe):
     assert body == b""
 
 
-def test_a_stream_that_always_has_an_event_lets_others_run(gunicorn_probe):
+def test_a_busy_stream_lets_others_run(gunicorn_probe):
     with gunicorn_probe.get("/replay") as client:
         *events, turns = parse_events([client.read()])
     assert len(events) == 1000
     assert int(turns.data) > 10
 
 
-def test_an_event_larger_than_all_buffers_arrives_whole(gunicorn_probe):
+def test_an_event_larger_than_all_buffers_arrives_complete(gunicorn_probe):
     with gunicorn_probe.get("/large") as client:
         assert client.read() == b":\ndata: " + 20_000_000 * b"a" + b"\n\n"
 
 
-def test_a_request_line_over_the_limit_is_refused(gunicorn_probe, site):
+def test_a_request_line_over_the_limit_is_rejected(gunicorn_probe, site):
     for server in (gunicorn_probe, site):
         with server.get("/sse?interval=" + "1" * 70_000) as client:
             assert client.status == 414
@@ -252,7 +252,7 @@ def test_the_serving_files_work_without_this_website(start, tmp_path):
 
 SHORT_SECONDS = 1.5
 SHORT = {"SHORT_SECONDS": str(SHORT_SECONDS), "FLASK_MAX_STREAMS": "62"}
-"""Short deadlines for a worker with room for 262 connections."""
+"""Short timeouts, for a worker with room for 262 connections."""
 
 
 @pytest.fixture(scope="module")
@@ -331,10 +331,10 @@ def test_a_vanished_client_is_logged_without_a_traceback():
 
 
 ALONE = "Run 1 worker, or set REDIS_URL to share events between several."
-KIND = "Leave out -k: streams need the StreamingWorker."
+KIND = "Omit -k: event streams need the StreamingWorker."
 INSTEAD = "Run `flask run` or, in production, `gunicorn` instead."
 DOCSTRINGS = (
-    "Unset PYTHONOPTIMIZE and leave out -OO: "
+    "Unset PYTHONOPTIMIZE, and omit -OO: "
     "the pages show the docstrings of the lessons."
 )
 
@@ -351,7 +351,7 @@ DOCSTRINGS = (
         ("-OO -m flask run", DOCSTRINGS),
     ],
 )
-def test_a_wrong_command_fails_with_one_line(command, line):
+def test_an_invalid_command_fails_with_one_line(command, line):
     ended = subprocess.run(
         [sys.executable, *command.split()],
         cwd=PROJECT,
@@ -387,7 +387,7 @@ def test_logs_a_warning_if_too_few_open_files_are_allowed(start):
             server = start("gunicorn", FLASK_MAX_STREAMS="100")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        advice = "WARNING.* Too few open files .*`ulimit -n 600`"
+        advice = "WARNING.* ulimit -n is too low .*`ulimit -n 600`"
         assert len(server.logged(advice)) == warnings
 
 
@@ -419,7 +419,7 @@ class Browser(threading.Thread):
                     break
 
 
-def test_a_reload_loses_and_repeats_no_id_of_200_readers(start):
+def test_a_reload_loses_and_repeats_no_id_of_200_clients(start):
     server = start("gunicorn")
     path = "/real-time-updates?interval=0.5"
     browsers = [Browser(server.port, path) for _ in range(MANY)]
@@ -496,7 +496,7 @@ def alive(server):
 
 
 @pytest.mark.parametrize("fixture", ["flask_probe", "gunicorn_probe"])
-def test_nothing_is_left_after_200_disconnects_of_every_kind(request, fixture):
+def test_200_disconnects_of_every_kind_leave_nothing_behind(request, fixture):
     server = request.getfixturevalue(fixture)
     alive(server)
     before = alive(server)
@@ -510,7 +510,7 @@ def test_nothing_is_left_after_200_disconnects_of_every_kind(request, fixture):
 
     wait_until(nothing_is_left)
     with server.get("/stream/hello") as client:
-        assert client.status == 200  # or they would still count as open
+        assert client.status == 200  # the streams no longer count as open
 
 
 def test_a_browser_reconnects_after_a_restart(start, page):

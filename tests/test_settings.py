@@ -15,14 +15,14 @@ from website.settings import SETTINGS, has_upstream, read_settings
 
 BASE_URL = (
     "OPENAI_BASE_URL must be an http or https URL without a query "
-    "or a password, such as http://localhost:11434/v1."
+    "or password, such as http://localhost:11434/v1."
 )
 REDIS_URL = (
     "REDIS_URL must be a redis, rediss or unix URL without a query, "
     "such as redis://localhost:6379/0."
 )
 TRUSTED_HOSTS = (
-    "FLASK_TRUSTED_HOSTS must be host names without ports or underscores, "
+    "FLASK_TRUSTED_HOSTS must contain host names without ports or underscores, "
     "such as example.org,.example.org (a leading dot adds all subdomains)."
 )
 API_KEY = "OPENAI_API_KEY must be ASCII, without spaces."
@@ -107,7 +107,7 @@ REDIS_URLS = (
 )
 
 
-def test_defaults_are_within_their_own_limits():
+def test_defaults_are_within_their_limits():
     assert read_settings({}) == {"TRUSTED_HOSTS": []} | {
         name: default for name, (default, _, _) in SETTINGS.items()
     }
@@ -126,11 +126,11 @@ def refusal(name: str, value: str) -> str | None:
     return None
 
 
-def test_a_wrong_value_is_refused_with_what_is_allowed():
+def test_the_error_says_what_is_allowed():
     assert {one: refusal(*one) for one in WRONG} == WRONG
 
 
-def test_a_wrong_key_is_not_repeated():
+def test_the_error_does_not_contain_the_key():
     for key in ("sk-geheim-é", "sk-a\nb", "sk-a b"):
         assert "sk-" not in refusal("OPENAI_API_KEY", key)
 
@@ -149,7 +149,7 @@ def test_a_redis_url_that_redis_py_can_use_is_accepted(url):
         ("gunicorn app:app", "REDIS_URL", "http://localhost:6379"),
     ],
 )
-def test_a_wrong_value_stops_the_start_with_one_line(
+def test_an_invalid_value_stops_the_server_with_one_line(
     command, name, value, monkeypatch
 ):
     monkeypatch.setenv(name, value)
@@ -164,7 +164,7 @@ def test_a_wrong_value_stops_the_start_with_one_line(
     assert ended.stdout + ended.stderr == WRONG[name, value] + "\n"
 
 
-def test_a_key_or_a_base_url_means_that_answers_cost_money():
+def test_a_key_or_a_base_url_means_that_answers_may_cost_money():
     assert has_upstream({"OPENAI_API_KEY": "sk-1"})
     assert has_upstream({"OPENAI_BASE_URL": "http://localhost:11434/v1"})
     assert not has_upstream({"OPENAI_MODEL": "m", "OPENAI_API_KEY": ""})
@@ -188,7 +188,7 @@ print(sse.KEEP_ALIVE_SECONDS, language_model.SILENCE_SECONDS,
 """
 
 
-def test_defaults_are_those_of_the_parts_when_they_are_copied():
+def test_defaults_are_those_of_copied_parts():
     done = subprocess.run(
         [sys.executable, "-c", DEFAULTS],
         cwd=PROJECT,

@@ -24,7 +24,7 @@ SHORT = 0.01
 
 
 class Source:
-    """Events that count how many were asked for, and notice `close`."""
+    """A source that counts the requested events, and notices `close`."""
 
     def __init__(self, events: Iterable[Event | bytes]):
         self.events = iter(events)
@@ -59,25 +59,25 @@ def test_encodes_to_exactly_these_bytes():
 
 
 def refusal(**fields) -> str:
-    """Return why `Event` refuses these fields."""
+    """Return the message with which `Event` rejects these fields."""
     with pytest.raises(ValueError, match="^(event|id|retry) ") as caught:
         Event("a", **fields)
     return str(caught.value)
 
 
-def test_refuses_fields_that_the_format_cannot_carry():
+def test_rejects_fields_that_the_format_cannot_represent():
     for text in ("a\nb", "a\rb", "\r\n", "1\n", "a\0", "\0"):
         for field in ("event", "id"):
-            problem = f"{field} has CR, LF or NUL: {text!r}"
+            problem = f"{field} contains CR, LF or NUL: {text!r}"
             assert refusal(**{field: text}) == problem
     for retry in (-1, 1.0, "1", True, False):
-        problem = f"retry is not an integer of 0 or more: {retry!r}"
+        problem = f"retry must be an integer >= 0, got {retry!r}"
         assert refusal(retry=retry) == problem
 
 
-def test_a_stream_refuses_the_same_retry_as_an_event():
+def test_a_stream_rejects_the_same_retry_as_an_event():
     for retry in (-1, 1.0, "1", True, False):
-        with pytest.raises(ValueError, match="^retry is not an integer of 0"):
+        with pytest.raises(ValueError, match="^retry must be an integer >= 0"):
             EventStream([], retry=retry)
 
 
@@ -100,13 +100,13 @@ def test_a_lone_surrogate_is_sent_as_a_question_mark(event):
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_refuses_numbers_that_json_cannot_represent(number):
+def test_rejects_numbers_that_json_cannot_represent(number):
     with pytest.raises(ValueError, match="not JSON compliant"):
         Event([number]).encode()
 
 
 @pytest.mark.parametrize("data", [{1, 2}, b"a", object()])
-def test_refuses_data_that_json_cannot_represent(data):
+def test_rejects_data_that_json_cannot_represent(data):
     with pytest.raises(TypeError, match="not JSON serializable"):
         Event(data).encode()
 
@@ -147,12 +147,12 @@ def test_sends_events_one_by_one():
         assert source.asked == number
 
 
-def test_none_is_sent_as_a_comment_and_bytes_as_they_are():
+def test_none_is_sent_as_a_comment_and_bytes_unchanged():
     stream = EventStream([b"data: a\r\n\r\n", None, Event("b"), b"\xff"])
     assert stream.get_data() == b":\ndata: a\r\n\r\n:\ndata: b\n\n\xff"
 
 
-def test_a_whole_response_parses_back_to_its_events():
+def test_a_complete_response_parses_back_to_its_events():
     stream = EventStream([Event("a", id=1), None, Event("b")], retry=500)
     events = list(parse_events([stream.get_data()]))
     assert events == [
@@ -224,7 +224,7 @@ threads_end = pytest.mark.usefixtures("_threads_end")
 
 
 def wait_until_stuck(source: Source) -> None:
-    """Wait until the source is asked for no more events."""
+    """Wait until no more events are requested from the source."""
     seen = []
 
     def is_stuck() -> bool:
@@ -255,7 +255,7 @@ def test_yields_none_while_the_source_is_silent():
 
 
 @threads_end
-def test_none_comes_after_the_set_silence_and_not_before():
+def test_none_comes_after_the_set_silence_and_not_earlier():
     proceed = threading.Event()
     silent_until_it_ends = Source(iter(proceed.wait, True))
     stream = keep_alive(silent_until_it_ends, 0.2)
@@ -267,7 +267,7 @@ def test_none_comes_after_the_set_silence_and_not_before():
 
 
 @threads_end
-def test_what_the_source_yields_keeps_its_order():
+def test_events_keep_their_order():
     items = [*EVENTS, b"data: a\n\n", None, *EVENTS]
     assert list(keep_alive(Source(items), LONG)) == items
 
@@ -285,7 +285,7 @@ class Timeout(BaseException):
 
 @threads_end
 @pytest.mark.parametrize("error", [LookupError("gone"), Timeout("gone")])
-def test_what_the_source_raises_is_raised_to_the_reader(error):
+def test_an_exception_in_the_source_is_raised_to_the_caller(error):
     stream = keep_alive(fail(error), SHORT)
     assert next(stream) == Event("a")
     with pytest.raises(type(error), match="gone"):
@@ -301,7 +301,7 @@ def test_source_that_fails_is_closed():
 
 
 @threads_end
-def test_source_waits_for_a_slow_reader():
+def test_source_waits_for_a_slow_client():
     source = Source(EVENTS)
     stream = keep_alive(source, LONG)
     received = [next(stream)]
@@ -407,7 +407,7 @@ def test_close_ends_the_source_at_its_next_event_without_an_interrupt():
 
 
 @threads_end
-def test_response_that_closes_ends_the_source_and_its_thread():
+def test_closing_the_response_ends_the_source_and_its_thread():
     source = Source(repeat(Event("a")))
     stream = EventStream(keep_alive(source, LONG))
     assert list(islice(stream.iter_encoded(), 2)) == [b":\n", b"data: a\n\n"]
@@ -422,7 +422,7 @@ def test_no_thread_starts_before_the_stream_is_read():
     stream.close()
 
 
-# To httpx-sse, a blank line is an event whenever an id or a retry came before.
+# After an id or a retry, httpx-sse takes every blank line for an event.
 @pytest.mark.parametrize("path", ["/real-time-updates", "/sse"])
 def test_httpx_sse_gets_no_empty_event_from_a_lesson(path):
     with create_app().test_client().get(f"{path}?interval=0.01") as sent:

@@ -1,7 +1,7 @@
-"""A language model's upstream for tests: it answers as each test says.
+"""A fake language model API. Each test decides how it answers.
 
 It speaks HTTP over real sockets, byte by byte, so that it can misbehave. An
-answer is a function of the connection, which holds the request:
+answer is a function that takes the connection, which holds the request:
 
     with Upstream(stream(delta("Hello"), FINISH, DONE)) as upstream:
         ask(upstream.url)
@@ -24,11 +24,11 @@ KEY = "sk-test-0123456789abcdef"
 FRAMINGS = ("chunked", "length", "close")
 
 PAUSE = object()
-"""Among the pieces of a stream: what follows waits for `go_on()`."""
+"""In the pieces of a stream: wait here for `go_on()`."""
 
 
 class Request(NamedTuple):
-    """A request as it came."""
+    """A request as it was received."""
 
     method: str
     path: str
@@ -41,7 +41,7 @@ class Request(NamedTuple):
 
 
 class Connection:
-    """One connection to the upstream, with all that was asked on it."""
+    """One connection to the upstream, with all requests on it."""
 
     def __init__(self, sock: socket.socket):
         self.requests: list[Request] = []
@@ -58,7 +58,7 @@ class Connection:
         self.sock.sendall(data)
 
     def pause(self) -> None:
-        """Wait for the test to say `go_on()`."""
+        """Wait for the test to call `go_on()`."""
         self._steps.acquire(timeout=10)
 
     def go_on(self) -> None:
@@ -69,7 +69,7 @@ class Connection:
             self.sock.shutdown(socket.SHUT_RDWR)
 
     def serve(self, answer: "Answer") -> None:
-        """Answer each request, until the peer has left or the answer closes."""
+        """Answer each request until the client or the answer disconnects."""
         with self.sock.makefile("rb") as lines, suppress(OSError):
             while request := read_request(lines):
                 self.requests.append(request)
@@ -82,7 +82,7 @@ Answer = Callable[[Connection], object]
 
 
 def read_request(lines) -> Request | None:
-    """Return the next request, or None once the peer has left."""
+    """Return the next request, or None if the client has disconnected."""
     method, path, *_ = lines.readline().decode().split() or ("", "")
     if not method:
         return None
@@ -92,9 +92,9 @@ def read_request(lines) -> Request | None:
 
 
 class Upstream(socketserver.ThreadingTCPServer):
-    """Listens while its context lasts, and answers as `answer` says.
+    """A context manager that listens, and answers each request with `answer`.
 
-    After an answer the connection waits for its next request, so an answer
+    After an answer, the connection waits for its next request, so an answer
     that sends nothing is a silent upstream. Its threads end with the context.
     """
 
@@ -111,7 +111,7 @@ class Upstream(socketserver.ThreadingTCPServer):
         return [one for each in self.connections for one in each.requests]
 
     def go_on(self) -> None:
-        """Let the latest connection that pauses go on."""
+        """Let the latest connection continue after its pause."""
         self.connections[-1].go_on()
 
     def __enter__(self) -> "Upstream":
@@ -126,7 +126,7 @@ class Upstream(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def verify_request(self, sock, address) -> bool:
-        # Here and not in its thread, which may start after `__exit__`.
+        # Not in the connection's thread, which may start after `__exit__`.
         self.connections.append(Connection(sock))
         return True
 
@@ -140,7 +140,7 @@ class Upstream(socketserver.ThreadingTCPServer):
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """Hold a port that refuses connections unless an Upstream listens there."""
+    """Reserve a port. It refuses connections unless an Upstream listens."""
     with closing(socket.socket()) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
@@ -152,7 +152,7 @@ def head(status: str, *fields: str) -> bytes:
 
 
 def silence(connection: Connection) -> None:
-    """The answer that never comes."""
+    """An answer that never arrives."""
 
 
 def page(
@@ -161,7 +161,7 @@ def page(
     content_type: str = "application/json",
     *fields: str,
 ) -> Answer:
-    """Return an answer that is whole at once."""
+    """Return an answer that is sent in one piece."""
     length = f"Content-Length: {len(body)}"
     first = head(status, f"Content-Type: {content_type}", length, *fields)
     return lambda connection: connection.send(first + body)
@@ -174,13 +174,13 @@ def stream(
     content_type: str | None = "text/event-stream",
     fields: tuple[str, ...] = (),
 ) -> Answer:
-    """Return an answer that sends piece after piece, each with one write.
+    """Return an answer that sends its pieces, each with one write.
 
-    framing: "chunked", "length" (of the whole body) or "close" (when it ends).
-    end: "whole", "cut" (the connection breaks early) or "silent".
+    framing: "chunked", "length" (Content-Length) or "close" (at the end).
+    end: "whole", "cut" (the connection is lost early) or "silent".
     """
     length = sum(len(piece) for piece in pieces if piece is not PAUSE)
-    # An answer that breaks off had promised more.
+    # An answer that breaks off must announce more than it sends.
     promised = length + (0 if end == "whole" else 100)
     framings = {
         "chunked": "Transfer-Encoding: chunked",
@@ -209,9 +209,9 @@ def stream(
 
 
 def compressed(*pieces: bytes | object) -> Iterator[bytes | object]:
-    """Yield the pieces in gzip. Each can be read as soon as it has arrived."""
+    """Yield the pieces in gzip. Each can be decoded as soon as it arrives."""
     gzip = zlib.compressobj(wbits=31)
-    yield gzip.flush(zlib.Z_SYNC_FLUSH)  # the header, of no text yet
+    yield gzip.flush(zlib.Z_SYNC_FLUSH)  # the header, without text
     for piece in pieces:
         if piece is PAUSE:
             yield PAUSE
@@ -227,7 +227,7 @@ def event(value: object) -> bytes:
 
 
 def chunk(delta: dict, finish_reason: str | None = None) -> bytes:
-    """Return one event of an answer, in the official API's shape."""
+    """Return one event of an answer, in the official API's format."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return event(
         {
@@ -255,7 +255,7 @@ ERROR_PAGE = b"<!doctype html><title>500</title><h1>Internal error</h1>"
 
 
 class Fault(NamedTuple):
-    """One way an upstream goes wrong, and what a reader gets of its answer."""
+    """One way in which an upstream fails, and what its client gets."""
 
     answer: Answer
     sentence: str
@@ -291,7 +291,7 @@ PAGE_FAULTS = {
         page(b'{"object": "error", "message": "Overloaded."}'), UNFINISHED
     ),
 }
-"""Whole answers, but not the answer to the prompt."""
+"""Complete responses, but none of them answers the prompt."""
 
 CONNECTION_FAULTS = {
     "hangs up": Fault(Connection.close, UNREACHABLE),
@@ -303,12 +303,12 @@ CONNECTION_FAULTS = {
         page(b"", "302 Found", "text/html", "Location: /elsewhere"),
         "The language model refused (302).",
     ),
-    "redirects to no URL": Fault(
+    "redirects to an invalid URL": Fault(
         page(b"", "302 Found", "text/html", "Location: http://[::1"),
         UNREACHABLE,
     ),
 }
-"""No answer at all."""
+"""No response at all."""
 
 CUT_FAULTS = {
     "cut, chunked": Fault(
@@ -324,7 +324,7 @@ CUT_FAULTS = {
         UNFINISHED,
         ("Hello",),
     ),
-    "cut after it spoke of [DONE]": Fault(
+    "cut after text with [DONE]": Fault(
         stream(ROLE, delta("Hello"), delta("data: [DONE]"), framing="close"),
         UNFINISHED,
         ("Hello", "data: [DONE]"),
@@ -336,12 +336,12 @@ CUT_FAULTS = {
         stream(delta("Hello"), chunk({}, "")), UNFINISHED, ("Hello",)
     ),
 }
-"""The beginning of an answer, whole events of it, and no more."""
+"""The beginning of an answer: complete events, but not all of them."""
 
 ERRORS = {
     "an error object": (event({"error": {"message": "Overloaded."}}), True),
     "an error as text": (event({"error": "Overloaded."}), True),
-    "an error object beside finish_reason": (
+    "an error object next to finish_reason": (
         chunk({}, "error").replace(b'{"id"', b'{"error":{"code":502},"id"'),
         True,
     ),
@@ -353,7 +353,7 @@ ERRORS = {
         b"event: error\n" + event({"message": "Overloaded."}),
         False,
     ),
-    "event: error with text that is no JSON": (
+    "event: error with text that is not JSON": (
         b"event: error\ndata: Overloaded.\n\n",
         True,
     ),
@@ -392,7 +392,7 @@ BAD_EVENTS = {
         BROKEN_EVENT,
     ),
 } | {name: (error, REPORTED) for name, (error, _) in ERRORS.items()}
-"""Events that no model should send, and the message to which each leads."""
+"""Events that no model should send, with the resulting error message."""
 
 EVENT_FAULTS = {
     name: Fault(stream(delta("Hello"), bad), sentence, ("Hello",))
@@ -429,7 +429,7 @@ FAULT_OF_EACH_KIND = (
     "broken JSON",
     "broken compression",
 )
-"""For lessons that leave all faults to what `completion` is tested with."""
+"""Enough for most lessons, because the tests of `completion` cover all."""
 
 LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
 
@@ -482,7 +482,7 @@ HARMLESS = {
         FINISH,
         DONE,
     ),
-    "content that is null beside reasoning_content": (
+    "content that is null next to reasoning_content": (
         chunk({"content": None, "reasoning_content": "A greeting."}),
         *HELLO,
     ),
@@ -509,7 +509,7 @@ HARMLESS = {
     "a [DONE] with a trailing space": (delta("Hello"), b"data: [DONE] \n\n"),
     "an event after [DONE]": (*HELLO, b": bye\n\ndata: {\n\n"),
 }
-"""Pieces of an answer that is unusual, and whole all the same: Hello."""
+"""Pieces of an answer that is unusual but complete: Hello."""
 
 HARMLESS_ANSWERS = {
     **{name: stream(*pieces) for name, pieces in HARMLESS.items()},
@@ -530,13 +530,13 @@ HARMLESS_ANSWERS = {
         )
         for framing in FRAMINGS
     },
-    "gzip though identity was asked": stream(
+    "gzip though identity was requested": stream(
         *compressed(*HELLO), fields=("Content-Encoding: gzip",)
     ),
 }
-"""The same as answers, and more that differ in how they are sent."""
+"""The same as answers, and some that are sent in unusual ways."""
 
 OFFICIAL_CLIENT_FAILS = {"blocks without data"}
-"""The standard drops a block without data. The official client parses its empty
-data as JSON, and raises.
+"""By the standard, an event without data is dropped. The official client parses
+its empty data as JSON, and raises.
 """

@@ -1,8 +1,7 @@
-"""Published cross-site scripting payloads, by where they were published.
+"""Published cross-site scripting payloads, grouped by source.
 
-What a payload calls is normalised to alert, confirm or prompt, and the host
-it contacts to a reserved one, so that a test can see either. An invisible
-character is written as an escape.
+They are normalized: they call only alert, confirm or prompt, and contact only a
+reserved host, so that a test can detect both. Invisible characters are escaped.
 """
 
 PAYLOADS = {

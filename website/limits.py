@@ -1,4 +1,4 @@
-"""A limit on the streams that are open at once in this process."""
+"""A limit on the number of open streams in this process."""
 
 import threading
 from weakref import finalize
@@ -17,32 +17,32 @@ LONG_ENDPOINTS = {
 
 
 def init_app(app: Flask) -> None:
-    """Answer 503 while MAX_STREAMS long requests are open.
+    """Answer long requests with 503 while MAX_STREAMS of them are open.
 
-    A long request takes a place before its view does any work, and frees it as
-    soon as its response is closed. All other requests are always answered.
+    A long request takes a slot before its view does any work, and frees it as
+    soon as its response is closed. The limit does not affect other requests.
     """
-    places = threading.BoundedSemaphore(app.config["MAX_STREAMS"])
+    slots = threading.BoundedSemaphore(app.config["MAX_STREAMS"])
 
     @app.before_request
-    def take_place() -> None:
+    def take_slot() -> None:
         if request.endpoint in LONG_ENDPOINTS:
-            if not places.acquire(blocking=False):
+            if not slots.acquire(blocking=False):
                 raise ServiceUnavailable(
                     "Too many streams are open. Try again in a few seconds.",
                     retry_after=RETRY_AFTER_SECONDS,
                 )
-            g.free_place = places.release
+            g.free_slot = slots.release
 
     @app.after_request
-    def free_place_when_closed(response: Response) -> Response:
-        if "free_place" in g and response.is_streamed:
-            # Werkzeug does not close a response if the client resets the
-            # connection, so free the place when it is garbage, too.
-            response.call_on_close(finalize(response, g.pop("free_place")))
+    def free_slot_when_closed(response: Response) -> Response:
+        if "free_slot" in g and response.is_streamed:
+            # If the client resets the connection, Werkzeug does not close the
+            # response, so free its slot on garbage collection as well.
+            response.call_on_close(finalize(response, g.pop("free_slot")))
         return response
 
     @app.teardown_request
-    def free_place_without_stream(error: BaseException | None) -> None:
-        if "free_place" in g:
-            g.pop("free_place")()
+    def free_slot_without_stream(error: BaseException | None) -> None:
+        if "free_slot" in g:
+            g.pop("free_slot")()

@@ -1,4 +1,4 @@
-"""What the offline model says.
+"""The answers of the offline model.
 
 It answers the user's last message in its language, English or Chinese, with one
 of the files in `answers/`. If the message mentions tools, it calls them.
@@ -25,7 +25,7 @@ ANSWERS = {
 RESULTS = {"en": "The result is {}.", "zh": "结果是 {}。"}
 
 CHINESE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
-# Spaces lead, as in the tokens of real models. Chinese goes by characters.
+# As in real models' tokens, spaces lead. Each Chinese character is a word.
 WORD = re.compile(rf"\s*[{CHINESE}]|\s*[^\s{CHINESE}]+|\s+")
 NUMBER = re.compile(r"(?:(?<!\w)-)?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 # Capitalised words, except "I" and the first word of a sentence.
@@ -35,7 +35,7 @@ PROPER_NAME = re.compile(r"(?<=[^.?!]\s)(?!I\b)[A-Z][\w-]*(?: [A-Z][\w-]*)*")
 def answer_to(messages: list[dict], tools: list[dict]) -> dict:
     """Return the assistant's next message.
 
-    Whatever cannot be read raises an exception.
+    Raises one of several exceptions if the messages or tools are malformed.
     """
     prompt, message = last_prompt(messages), {"role": "assistant"}
     calls = []
@@ -60,7 +60,7 @@ def _content(message: dict) -> str:
 
 
 def _text(messages: list[dict], prompt: str) -> str:
-    """Return what the tools have just returned, or else one of the answers."""
+    """Return the results of the tools, if any, or one of the answers."""
     language = "zh" if re.search(f"[{CHINESE}]", prompt) else "en"
     results = takewhile(
         lambda message: message.get("role") == "tool", reversed(messages)
@@ -79,7 +79,7 @@ def _text(messages: list[dict], prompt: str) -> str:
 def _tool_calls(tools: list[dict], prompt: str) -> list[dict]:
     """Return one call of each tool that the prompt mentions.
 
-    A word of the tool's name is enough: "time" for `get_time`.
+    One word of the tool's name is enough: "time" for `get_time`.
     """
     mentioned, calls = set(re.findall("[a-z0-9]+", prompt.lower())), []
     for function in [tool["function"] for tool in tools]:
@@ -94,7 +94,7 @@ def _tool_calls(tools: list[dict], prompt: str) -> list[dict]:
 
 
 def _arguments(function: dict, prompt: str) -> dict:
-    """Fill in the tool's parameters, as far as the prompt has values."""
+    """Fill in those parameters of the tool for which the prompt has values."""
     found = NUMBER.findall(prompt)
     numbers = [float(one) if "." in one else int(one) for one in found]
     names = PROPER_NAME.findall(prompt) or re.findall(r"\bin (\w+)", prompt)

@@ -3,9 +3,9 @@
     language_model.session.mount(URL, OfflineModel(word_seconds=0.05))
     language_model.BASE_URL = URL
 
-It is a transport adapter of `requests`, so everything else believes that it
-talks HTTP to an API. It speaks the official wire format, tool calls included.
-`offline_answers.py` chooses what it says.
+It is a transport adapter for `requests`, so all other code works as it does
+with an API over HTTP. It speaks the official wire format, tool calls included.
+`offline_answers.py` chooses the answers.
 """
 
 import io
@@ -50,7 +50,7 @@ class OfflineModel(HTTPAdapter):
         try:
             body = json.loads(request.body)
             answer = completion(body)
-        # A request can be wrong in more ways than are worth a check each.
+        # A request can be invalid in too many ways to check for each.
         except (ValueError, LookupError, TypeError, AttributeError):
             sentence = "The offline model cannot read this request."
             return self._respond(request, 400, error(sentence))
@@ -80,10 +80,10 @@ class OfflineModel(HTTPAdapter):
 
 
 class _ArrivingBody(io.RawIOBase):
-    """A file whose pieces arrive `seconds` apart. A read returns one of them.
+    """A file whose pieces arrive `seconds` apart. Each read returns one piece.
 
-    `shutdown` and `close` may be called in another thread: they end the pause,
-    and the read fails, as it does when a connection is reset.
+    `shutdown` and `close` may be called from another thread. They end the
+    pause, and the read fails as if the connection had been reset.
     """
 
     def __init__(self, pieces: Iterator[bytes], seconds: float):
@@ -109,7 +109,7 @@ class _ArrivingBody(io.RawIOBase):
         super().close()
 
 
-# Not a method: a body that its own generator refers to would outlive its use.
+# Not a method: a body that its own generator refers to would be freed late.
 def _arrive(
     pieces: Iterator[bytes], seconds: float, cut: threading.Event
 ) -> Iterator[bytes]:
@@ -122,13 +122,13 @@ def _arrive(
 
 
 def error(message: str) -> dict:
-    """Return an error as the official API words it."""
+    """Return an error in the format of the official API."""
     about = {"message": message, "type": "invalid_request_error"}
     return {"error": about | {"param": None, "code": None}}
 
 
 def completion(body: dict) -> dict:
-    """Return the whole answer to the body of a request."""
+    """Return the complete answer to the body of a request."""
     message = answer_to(body["messages"], body.get("tools") or ())
     reason = "tool_calls" if "tool_calls" in message else "stop"
     choice = {"index": 0, "message": message, "logprobs": None}
@@ -150,7 +150,7 @@ def completion(body: dict) -> dict:
 
 
 def stream(answer: dict, with_usage: bool) -> Iterator[bytes]:
-    """Yield a whole answer as events, in the pieces in which it arrives."""
+    """Yield a complete answer as events, one for each piece."""
     base = answer | {"object": "chat.completion.chunk"}
     usage, (choice,) = base.pop("usage"), base.pop("choices")
     if with_usage:
@@ -170,7 +170,7 @@ def stream(answer: dict, with_usage: bool) -> Iterator[bytes]:
 
 
 def deltas(message: dict) -> Iterator[dict]:
-    """Yield a message in pieces: its role, and then its words or tool calls."""
+    """Yield a message in pieces: its role, then its words and tool calls."""
     text, calls = message["content"], message.get("tool_calls", ())
     start = {"role": "assistant", "content": None if calls else ""}
     yield start | {"refusal": None}

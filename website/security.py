@@ -1,4 +1,4 @@
-"""The allowed hosts, and headers that protect the reader of a page."""
+"""Allowed hosts, and headers that protect the visitors of a page."""
 
 import hashlib
 from base64 import b64encode
@@ -18,7 +18,7 @@ LOOPBACK = ("localhost", ".localhost")
 def init_app(app: Flask) -> None:
     """Allow only TRUSTED_HOSTS, LOOPBACK and IP addresses; add headers."""
     names = app.config["TRUSTED_HOSTS"] or ()
-    app.config["TRUSTED_HOSTS"] = None  # Flask's check refuses IP addresses
+    app.config["TRUSTED_HOSTS"] = None  # Flask's check rejects IP addresses
 
     @app.before_request
     def refuse_other_hosts() -> None:
@@ -30,7 +30,7 @@ def init_app(app: Flask) -> None:
 
 
 def is_ours(host: str, names: Iterable[str]) -> bool:
-    """Return whether the host of a request belongs to this site.
+    """Return whether a request's Host belongs to this site.
 
     Without this check, DNS rebinding lets any site pass as the same origin: its
     name resolves first to its own server, then to ours. IP addresses are safe.
@@ -43,7 +43,7 @@ def is_ours(host: str, names: Iterable[str]) -> bool:
 
 
 def add_headers(response: Response) -> Response:
-    """Allow our own scripts only, and let other sites read what is open."""
+    """Allow only our own scripts; let other sites read OPEN_BLUEPRINTS."""
     lesson = LESSONS.get(request.blueprint)
     response.headers.setdefault(
         "Content-Security-Policy",
@@ -53,14 +53,14 @@ def add_headers(response: Response) -> Response:
     response.headers["Referrer-Policy"] = "same-origin"
     if request.blueprint in checks.OPEN_BLUEPRINTS:
         checks.allow_any_origin(response)
-        # The answer to the preflight of a POST of JSON.
+        # For the preflight request of a POST with JSON.
         allowed = "Authorization, Content-Type"
         response.headers["Access-Control-Allow-Headers"] = allowed
     return response
 
 
 def content_security_policy(inline_scripts: Iterable[str]) -> str:
-    """Return a policy that allows our own files and these inline scripts."""
+    """Return a policy that allows only our files and these inline scripts."""
     hashes = [
         b64encode(hashlib.sha256(script.encode()).digest()).decode()
         for script in inline_scripts

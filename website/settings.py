@@ -1,9 +1,9 @@
-"""Settings from the environment, checked at the start.
+"""Settings from environment variables, validated at startup.
 
-`FLASK_MAX_STREAMS=200` sets MAX_STREAMS, as Flask sets its own settings. The
-OPENAI_ names are those of the official client, and REDIS_URL is the usual one.
-This module needs only the standard library, so `gunicorn.conf.py` can check the
-settings before any worker starts.
+`FLASK_MAX_STREAMS=200` sets MAX_STREAMS, as it does for Flask's own settings.
+The OPENAI_ names are those of the official client. REDIS_URL is the usual name.
+This module needs only the standard library, so `gunicorn.conf.py` can validate
+the settings before any worker starts.
 """
 
 import re
@@ -33,7 +33,7 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, Any]:
     """
     if sys.flags.optimize > 1:
         raise SystemExit(
-            "Unset PYTHONOPTIMIZE and leave out -OO: "
+            "Unset PYTHONOPTIMIZE, and omit -OO: "
             "the pages show the docstrings of the lessons."
         )
     values: dict[str, Any] = {"TRUSTED_HOSTS": _trusted_hosts(environ)}
@@ -58,7 +58,7 @@ def _trusted_hosts(environ: Mapping[str, str]) -> list[str]:
     host = re.compile(r"[.]?[\w-]+([.][\w-]+)*")
     if not all(host.fullmatch(name) and "_" not in name for name in names):
         raise SystemExit(
-            "FLASK_TRUSTED_HOSTS must be host names without ports or "
+            "FLASK_TRUSTED_HOSTS must contain host names without ports or "
             "underscores, such as example.org,.example.org "
             "(a leading dot adds all subdomains)."
         )
@@ -79,7 +79,7 @@ def _check_upstream(environ: Mapping[str, str]) -> None:
     if not usable:
         raise SystemExit(
             "OPENAI_BASE_URL must be an http or https URL without a query "
-            "or a password, such as http://localhost:11434/v1."
+            "or password, such as http://localhost:11434/v1."
         )
     key = environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
@@ -110,6 +110,6 @@ def _check_redis(environ: Mapping[str, str]) -> None:
 
 
 def has_upstream(environ: Mapping[str, str]) -> bool:
-    """Tell whether a language model is configured, whose answers cost money."""
+    """Return whether an API is configured, so that answers may cost money."""
     names = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
     return any(environ.get(name) for name in names)

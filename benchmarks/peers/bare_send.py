@@ -1,4 +1,4 @@
-"""A bare loop of `send`: the least that a broadcast can cost in Python."""
+"""A bare loop of `send`: the minimum cost of a broadcast in Python."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-// Event streams with Express, as the articles write them.
+// Event streams with Express, written as most articles do it.
 
 const http = require("node:http");
 const express = require("express");
@@ -46,7 +46,7 @@ setInterval(() => {
 
 app.get("/idle", (req, res) => open(res));
 
-// The plain relay: the upstream's bytes as they are.
+// The simplest relay: pass on the upstream bytes unchanged.
 app.get("/completion", (req, res) => {
   const messages = [{ role: "user", content: req.query.prompt }];
   const headers = { "Content-Type": "application/json" };

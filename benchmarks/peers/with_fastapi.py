@@ -1,4 +1,4 @@
-"""Event streams with FastAPI, as its documentation writes them."""
+"""Event streams with FastAPI, written as its documentation recommends."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Event streams with sse-starlette, as its documentation writes them."""
+"""Event streams with sse-starlette, written as its documentation does."""
 
 import asyncio
 import json
