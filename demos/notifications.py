@@ -7,8 +7,7 @@ disconnected gets what it missed.
 
 Notice: the first event, `begin`, carries an id, so that a
 connection that drops before the first notification loses nothing.
-Each client gets its own `retry`, so they don't all reconnect at
-once.
+Each client gets its own `retry`.
 
 Try: open a second window, press Start in both, and send a text:
 both receive it. Then, with `flask run --reload`, delete "alert"

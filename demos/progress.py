@@ -1,17 +1,15 @@
 """Progress: a live progress bar for a background job
 
 Start a job with POST, follow it with EventSource, and survive a
-reload. The POST immediately gets 202 with the URL of an event
-stream, which reports the progress.
+reload. The POST gets 202 with the URL of an event stream.
 
 Notice: reload the page, or open a second window: the bar continues.
 A client that connects after the end gets just the final event; one
 that already has it gets 204.
 
 Try: with `flask run --reload`, start 500 steps, change
-`STEP_SECONDS = 0.2` to 0.02, and save. The job dies with its
-process, and the page says so. Start again: the steps are ten times
-as fast.
+`STEP_SECONDS = 0.2` to 0.02, and save. The page says that the job
+died. Start again: the steps are ten times as fast.
 
     curl -N $(curl -s --json '{"steps": 20}' \
     http://127.0.0.1:5000/jobs)
