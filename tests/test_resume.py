@@ -670,7 +670,8 @@ def test_page_says_what_was_refused(resume, upstream):
     expect(end).to_have_text(WRONG_PROMPT)
     with resume.expect_event("console"):
         resume.evaluate("location.hash = '/answers/x'; read()")
-    expect_end(resume, "There is no such answer here.")
+    expect(end).to_have_text("There is no such answer here.")
+    expect_state(resume, "failed")
     with resume.expect_event("console"):
         press(resume, "Stop")
     expect(end).to_have_text(UNKNOWN)
