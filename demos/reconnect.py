@@ -13,9 +13,9 @@ to your script.
 
 Try: start with `status` 503 and tick both boxes. The connection
 fails, and the page says how long it waits before it creates a new
-EventSource: each time about twice as long. Then choose 200, as if
-the server had recovered. At the next attempt, the events resume
-after the last one that arrived.
+EventSource: on average, twice as long each time. Then choose 200,
+as if the server had recovered. At the next attempt, the events
+resume after the last one that arrived.
 
     curl -N "http://127.0.0.1:5000/stream/reconnect?drop=cut"
 """
