@@ -11,8 +11,8 @@ can still succeed, the one after it.
 
 Try: set the interval to 2 and press Start. The connection is open
 two seconds before the first tick arrives. Then press Stop: within
-two more ticks, the terminal shows `closed after`, and how many
-ticks there were. It does so twice: the Wire panel reads its own.
+two more ticks, the terminal says how many ticks there were, twice:
+the Wire panel reads a stream, too.
 
     curl -N "http://127.0.0.1:5000/sse?interval=2&lang=zh"
 """

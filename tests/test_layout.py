@@ -213,3 +213,14 @@ def test_a_page_of_another_site_may_use_the_offline_model(client):
 def test_no_lesson_is_wider_than_a_projector(name):
     text = (PROJECT / "demos" / f"{name}.py").read_text("utf-8")
     assert [line for line in text.splitlines() if len(line) > 68] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_live_part_fits_a_projector_and_its_script_one_screen(name):
+    text = (PROJECT / "templates" / f"{name}.html").read_text("utf-8")
+    lines = text.splitlines()
+    assert [line for line in lines if len(line) > 68] == []
+    script = text[text.index("<script") : text.index("</script>")]
+    code = [line.strip() for line in script.splitlines()[1:]]
+    code = [line for line in code if line and not line.startswith("//")]
+    assert len(code) <= 60
