@@ -9,10 +9,9 @@ Notice: watch the server's terminal while you press Stop. The
 clean-up comes with a tick: the next one or, because the first write
 can still succeed, the one after it.
 
-Try: set the interval to 2 and press Start. The connection is open
-two seconds before the first tick arrives. Then press Stop: within
-two more ticks, the terminal says how many ticks there were, twice:
-the Wire panel reads a stream, too.
+Try: set the interval to 2 and press Start. It opens two seconds
+before the first tick. Press Stop: within two ticks, the terminal
+says how many ticks there were, twice: the Wire panel reads, too.
 
     curl -N "http://127.0.0.1:5000/sse?interval=2&lang=zh"
 """

@@ -186,13 +186,13 @@ def test_gunicorn_sends_each_event_as_one_chunk(gunicorn_probe):
         body = body[sizes[-1] + 2 :]
     assert sizes[-1] == 0
     assert chunks[0] == b"retry: 7\n"
-    assert [chunk.count(b"data: ") for chunk in chunks] == [0, 1, 1, 1, 0]
+    assert [chunk.count(b"data: ") for chunk in chunks] == [0, 1, 1, 0]
 
 
 def test_gunicorn_sends_no_chunks_to_an_http_1_0_client(gunicorn_probe):
     head, body = raw_response(gunicorn_probe, f"GET {STREAM} HTTP/1.0\r\n\r\n")
     assert "Transfer-Encoding" not in head
-    assert body.startswith(b"retry: 7\nevent: asked\n")
+    assert body.startswith(b"retry: 7\nid: 1\ndata: event 1\n\n")
     assert body.endswith(b"\n\nid: 2\ndata: event 2\n\n")
 
 

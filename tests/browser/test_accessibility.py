@@ -217,7 +217,7 @@ def test_space_stops_what_enter_has_started(open_page):
     page = open_page("/demos/numbers")
     start(page)
     expect(page.locator("#state")).to_have_text("open")
-    page.get_by_role("button", name="Stop").press("Space")
+    page.get_by_role("button", name="Stop", exact=True).press("Space")
     expect(page.locator("#state")).to_have_text("closed")
 
 

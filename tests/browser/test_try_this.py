@@ -251,7 +251,7 @@ def test_scripts_are_text_and_a_selection_stays(lesson_page):
     page.get_by_label("Message").fill("Attack this page")
     press(page, "Send")
     answer = page.locator("#log .answer")
-    expect(answer).to_contain_text("Nothing on this page")
+    expect(answer).to_contain_text("Nothing in this answer")
     answer.dblclick(position={"x": 30, "y": 20})
     selected = "() => getSelection().toString().trim()"
     assert page.evaluate(selected) == "Nothing"
