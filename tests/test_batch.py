@@ -194,7 +194,7 @@ def test_refuses_what_is_out_of_range(client, query, sentence):
 
 def test_page_shows_both_ways_side_by_side(lesson_page):
     page = lesson_page("batch")
-    page.get_by_label("Messages a second").fill("200")
+    page.get_by_label("Messages a second").fill("2000")
     page.get_by_role("button", name="Start").click()
 
     cells = page.locator("tbody td")
@@ -203,13 +203,13 @@ def test_page_shows_both_ways_side_by_side(lesson_page):
         texts = cells.all_text_contents()
         return [int(text.replace(",", "")) for text in texts[:6]]
 
-    wait_until(lambda: min(numbers()[:2]) > 100)
+    wait_until(lambda: min(numbers()[:2]) > 300)
     expect(page.locator("#state")).to_have_text("2 open")
     # Read at one moment: the next second's numbers may come at any time.
     messages, each, events, each_event, size, each_size = numbers()
     assert each_event == each
     assert 0 < events < messages / 5
     # The columns do not count the same second, so by the message.
-    assert 10 < size / messages < each_size / each
+    assert 0.01 < size / messages < each_size / each
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator("#state")).to_have_text("closed")
