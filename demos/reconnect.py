@@ -11,7 +11,7 @@ that is not an event stream stops the browser for good, and 204 does
 so on purpose. Retrying after a failure, and noticing silence, is up
 to your script.
 
-Try: start with `status` 503 and tick both boxes. The connection
+Try: start with status 503 and tick both boxes. The connection
 fails, and the page says how long it waits before it creates a new
 EventSource: on average, twice as long each time. Then choose 200,
 as if the server had recovered. At the next attempt, the events
