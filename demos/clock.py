@@ -1,9 +1,8 @@
 """Clock: send headers immediately, clean up on disconnect
 
 The server sends its headers before the first event, and learns of a
-disconnect only when it writes. When the client has disconnected,
-the generator is closed, and its `finally` releases what an endless
-stream holds.
+disconnect only when it writes. On a disconnect, the generator is
+closed, and its `finally` releases what an endless stream holds.
 
 Notice: watch the server's terminal while you press Stop. The
 clean-up comes with a tick: the next one or, because the first write
