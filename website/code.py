@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,11 @@ def code(path: str, marked: int = 0) -> Code:
 
     marked: the number of the line to change, 0 for none.
     """
-    lines = html_lines(path, marked)
+    lines = html_lines(path)
+    if marked:
+        lines[marked - 1] = lines[marked - 1].replace(
+            'class="line"', 'class="line marked"', 1
+        )
     folded = 0
     if path.startswith("demos/"):
         tree = ast.parse(read(path))
@@ -53,18 +58,24 @@ def code(path: str, marked: int = 0) -> Code:
     return Code(path, folded, Markup(start), Markup(rest))
 
 
-def html_lines(path: str, marked: int = 0) -> list[str]:
+def html_lines(path: str) -> list[str]:
     """Return each line of a file in a span that a link can lead to."""
+    return [*highlighted(path, (FOLDER / path).stat().st_mtime_ns)]
+
+
+@lru_cache(maxsize=100)
+def highlighted(path: str, modified: int) -> tuple[str, ...]:
+    """Highlight a file once, because it takes longer than a stream may wait.
+
+    modified: when the file was, so that a change is highlighted anew.
+    """
     lexer = get_lexer_for_filename(path, stripnl=False)
     html = highlight(read(path), lexer, HtmlFormatter(nowrap=True))
-    lines = []
-    for number, line in enumerate(html.splitlines(), start=1):
-        mark = " marked" if number == marked else ""
-        lines.append(
-            f'<span class="line{mark}" id="{path}:{number}" '
-            f'data-number="{number}">{line}\n</span>'
-        )
-    return lines
+    return tuple(
+        f'<span class="line" id="{path}:{number}" '
+        f'data-number="{number}">{line}\n</span>'
+        for number, line in enumerate(html.splitlines(), start=1)
+    )
 
 
 def preamble_lines(tree: ast.Module) -> int:
@@ -125,15 +136,18 @@ def is_stored(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
-def line_of(snippets: Iterable[str], path: str) -> tuple[str, int] | None:
-    """Return the first snippet that stands in a lesson's code, and its line."""
+def line_of(snippets: Iterable[str], path: str) -> int:
+    """Return the line of the first snippet that stands in a lesson's code.
+
+    0 if none does.
+    """
     lines = read(path).splitlines()
     start = preamble_lines(ast.parse(read(path)))
     for snippet in snippets:
         for number, line in enumerate(lines[start:], start=start + 1):
             if snippet in line:
-                return snippet, number
-    return None
+                return number
+    return 0
 
 
 def prose(text: str) -> Markup:

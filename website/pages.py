@@ -118,7 +118,7 @@ def page(name: str):
     live = read(f"templates/{name}.html")
     current = texts(lesson)
     path = f"demos/{name}.py"
-    snippet, marked = line_of(current.attempt_snippets, path) or ("", 0)
+    marked = line_of(current.attempt_snippets, path)
     more = [code(other) for other in lesson.also_shown]
     html = render_template(
         "demo.html",
@@ -130,7 +130,6 @@ def page(name: str):
         next=neighbours[place + 2],
         live=Markup(live),
         wire_beside=lesson.wire_beside,
-        snippet=snippet,
         marked=marked,
         server_files=[
             code(path, marked),
