@@ -4,10 +4,9 @@ A save names the version that it changes, and the slower of two
 writers gets 412. Each change is an event with the whole text, and
 its id is the version of the document: its ETag.
 
-Notice: a PUT names in If-Match the version that it started from. If
-somebody else was faster, nothing is overwritten, and the page shows
-their text. The server compares and publishes in one step, so of two
-people who save at the same moment, one wins.
+Notice: a PUT names its version in If-Match. If somebody else was
+faster, nothing is overwritten, and the page shows their text. The
+server compares and publishes in one step.
 
 Try: in two windows, press Start, change the text in both, and save
 both. The second is refused, and shows the text of the first. Then,

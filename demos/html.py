@@ -10,7 +10,7 @@ after three, the time of the slowest. Without JavaScript, you can
 read the parts below the placeholders. This is not an event stream,
 so the browser does not reconnect.
 
-Try: set “What fails” to mail and press Start. After two seconds the
+Try: set "What fails" to mail and press Start. After two seconds the
 page says that mail failed, and the terminal says why. The other
 parts arrive. Then press Start and Stop: the terminal says that the
 work has stopped.

@@ -5,7 +5,7 @@ id that it received. The id comes in the header `Last-Event-ID`, and
 the server resumes with the next number. Each event here has an id,
 and JSON as its data.
 
-Notice: press “Cut the connection”. The ids continue with no gap and
+Notice: press "Cut the connection". The ids continue with no gap and
 no duplicate. No line of the page's script reconnects.
 
 Try: with `flask run --reload`, press Start, change `choose(100)` to

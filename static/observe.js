@@ -18,7 +18,7 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
     for (const listener of observed.listeners) listener(connection, news);
   }
 
-  // One lane for each URL, or several if it has several connections at once.
+  // One lane for each URL, or more if some of its connections overlap.
   function begin(kind, method, url, properties) {
     const { pathname } = new URL(url, location.href);
     const title = `${method} ${pathname}`;

@@ -62,8 +62,8 @@ function showCrowd() {
   const elsewhere = [...openElsewhere.values()].reduce((a, b) => a + b, 0);
   const count = openHere + elsewhere;
   const words = count >= MOST_STREAMS && all().some(isStuck)
-    ? `No connection is left: ${count} streams are open in this browser, and ` +
-      `it opens at most ${MOST_STREAMS} connections to a host over HTTP/1.1.`
+    ? `No connection is left: ${count} streams are open in this browser, ` +
+      `which opens ${MOST_STREAMS} to a host.`
     : "";
   if (crowd.textContent !== words) crowd.textContent = words;
 }

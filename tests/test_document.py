@@ -355,7 +355,7 @@ def instances(redis_server) -> Iterator[list[Server]]:
 
 
 def assert_one_wins(servers: list[Server]) -> None:
-    """Let 20 write at once, who all start from the same version."""
+    """Let 20 write simultaneously, who all start from the same version."""
     old = overwrite(servers[0], "before")
     ready = threading.Barrier(20)
 

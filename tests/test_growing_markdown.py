@@ -316,7 +316,7 @@ def cost(beginning, repeated, size, piece):
     return calls, drawn, draws
 
 
-@pytest.mark.parametrize("piece", [30, 4000], ids=["growing", "at once"])
+@pytest.mark.parametrize("piece", [30, 4000], ids=["growing", "in one piece"])
 @pytest.mark.parametrize("kind", TEXTS)
 def test_no_text_costs_much_more_than_prose(kind, piece):
     calls, drawn, _ = cost(*TEXTS[kind], 4000, piece)

@@ -255,7 +255,7 @@ def test_scripts_are_text_and_a_selection_stays(lesson_page):
     answer.dblclick(position={"x": 30, "y": 20})
     selected = "() => getSelection().toString().trim()"
     assert page.evaluate(selected) == "Nothing"
-    expect(answer).to_contain_text("the answer goes on.")
+    expect(answer).to_contain_text("the answer continues.")
     assert page.evaluate(selected) == "Nothing"
     for text in ("<img src=", "</script>", "onerror="):
         assert text in answer.text_content()
@@ -294,7 +294,7 @@ def test_the_answer_grows_once_a_second(reloading, reloading_page, events_of):
     expect(page.locator("#blocked")).to_contain_text("<script> in the text")
 
 
-@tries("html", "set “What fails” to mail", "After two seconds", "other parts")
+@tries("html", 'set "What fails" to mail', "After two seconds", "other parts")
 def test_one_part_fails_and_stop_stops_the_work(start, page):
     server = start("flask run")
     page.goto(f"{server.url}/demos/html")
