@@ -34,8 +34,7 @@ class Lesson(NamedTuple):
         pages of other sites may use it, too.
     also_shown: more files that its page shows.
     inline_scripts: scripts in its stream, to be allowed to run.
-    wire_beside: its page shows the bytes beside what it makes of
-        them.
+    wire_beside: its page shows the bytes beside the result.
     """
 
     module: ModuleType
@@ -51,7 +50,7 @@ class Lesson(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some lessons, and what they have in common."""
+    """A group of lessons, and what they have in common."""
 
     title: str
     about: str

@@ -6,12 +6,12 @@ second, as a JSON array.
 
 Notice: both streams carry the same number of messages, but the
 batched one needs far fewer events, and fewer bytes. No message is
-lost unless the client is far too slow. Then an event `dropped` says
-how many were.
+lost unless the client is far too slow. Then a `dropped` event
+reports how many.
 
 Try: set the messages a second to 10000 and press Start. The batched
-stream still gets ten events a second, each with about a thousand
-messages. The other one gets nearly ten thousand events.
+stream still sends ten events a second, each with about a thousand
+messages. The other one sends nearly ten thousand events.
 
     curl -N "http://127.0.0.1:5000/stream/batch?rate=1000&flush=500"
 """

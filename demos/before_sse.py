@@ -6,17 +6,16 @@ something to report. A WebSocket speaks a protocol of its own, in
 both directions. An event stream is one HTTP response that stays
 open.
 
-Notice: polls arrive late, by half their interval on average, and
-each poll, long or not, is a request and a response. Their headers
-take about a thousand bytes, around some forty bytes of data. On an
-open stream or socket, an event takes about sixty bytes, and no
-request. If the connection drops, only the event stream reconnects
-by itself.
+Notice: polled events arrive late, by half the interval on average,
+and each poll, long or not, is a request and a response. The headers
+take about a thousand bytes, the data only about forty. On an open
+stream or socket, an event takes about sixty bytes, and no request.
+If the connection drops, only the event stream reconnects by itself.
 
 Try: set the events to every 0.1 s. A poll returns twenty of them, a
 second late on average, and each long poll returns one. Then set the
-events to every 2 s and the polls to every 0.1 s: of twenty polls,
-nineteen return none.
+events to every 2 s and the polls to every 0.1 s: nineteen polls in
+twenty return none.
 
     curl -N "http://127.0.0.1:5000/stream/before_sse?interval=2"
 """

@@ -2,13 +2,12 @@
 
 Append text safely, scroll politely, and stop on demand. Each event
 carries a few more characters of the answer, as JSON. The last event
-carries the action `terminate`, on which the page closes the
-connection. The model sees each question alone, without the
-conversation so far.
+carries the action `terminate`: the page then closes the connection.
+The model sees each question alone, without the conversation so far.
 
 Notice: the page appends text nodes and never rewrites what is
 there. So your selection stays, and nothing in an answer becomes
-markup. The page scrolls with the answer only while you are at its
+markup. The page scrolls with the answer only while you are at the
 end.
 
 Try: send "Attack this page". The offline model answers with scripts

@@ -8,9 +8,9 @@ Notice: watch the server's terminal while you press Stop. The
 clean-up comes with a tick: the next one or, because the first write
 can still succeed, the one after it.
 
-Try: set the interval to 2 and press Start. It opens two seconds
-before the first tick. Press Stop: within two ticks, the terminal
-says how many ticks there were, twice: the Wire panel reads, too.
+Try: set the interval to 2 and press Start. The stream opens two
+seconds before its first tick. Press Stop: within two ticks, the
+terminal logs the tick count twice: for the page and the Wire panel.
 
     curl -N "http://127.0.0.1:5000/sse?interval=2&lang=zh"
 """

@@ -7,8 +7,8 @@ to the browser's EventSource. Only the API receives the key.
 
 Notice: each event is a bare piece of text, with its spaces and line
 breaks. The last event is `done`, or `failed` with a reason. A
-browser that reconnects in mid-answer gets 204, so you never pay
-twice for a prompt.
+browser that reconnects mid-answer gets 204, so you never pay twice
+for a prompt.
 
 Try: with `flask run --reload`, change `Event(text, id=id)` to
 `Event(text.upper(), id=id)`, save, and ask again. The answer

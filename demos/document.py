@@ -1,15 +1,16 @@
 """Document: edit together without overwriting
 
-A save names the version that it changes, and the slower of two
-writers gets 412. Each change is an event with the whole text, and
-its id is the version of the document: its ETag.
+Each save names the version that it is based on, and the slower of
+two writers gets 412. Each change is an event with the whole text,
+and its id is the version of the document: its ETag.
 
-Notice: a PUT names its version in If-Match. If somebody else was
-faster, nothing is overwritten, and the page shows their text. The
-server compares and publishes in one step.
+Notice: the If-Match header of a PUT names the version that was
+edited. If somebody else was faster, nothing is overwritten, and the
+page shows their text. The server compares and publishes in one
+step.
 
 Try: in two windows, press Start, change the text in both, and save
-both. The second is refused, and shows the text of the first. Then,
+both. The second save fails: you see the text of the first. Then,
 with `flask run --reload`, change `return stale(current)` to `pass`
 and save. Now the second overwrites the first without a warning.
 

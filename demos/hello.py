@@ -1,14 +1,14 @@
 """Hello: your first event stream, by hand
 
-An event stream is plain text, and a blank line ends each event. It
-is a response of the type `text/event-stream`, and a generator
-yields its body piece by piece. The browser dispatches each event as
-soon as its blank line arrives.
+An event stream is plain text, and a blank line ends each event. The
+response has the type `text/event-stream`, and a generator yields
+its body piece by piece. The browser dispatches each event as soon
+as its blank line arrives.
 
 Notice: the first two events have no type, so they arrive as
 `message`. The last one has the type `status`. When it arrives, the
-page calls `close()`. Otherwise the browser would take the end of
-the response for a dropped connection, and reconnect.
+page calls `close()`. Otherwise the browser would treat the end of
+the response as a dropped connection, and reconnect.
 
 Try: with `flask run --reload`, change `PAUSE_SECONDS = 0.7` to 2,
 save, and press Start. The events now arrive two seconds apart.

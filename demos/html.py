@@ -1,6 +1,6 @@
 """HTML: stream a page whose slow parts arrive later
 
-One ordinary response can send its parts in any order. The server
+One ordinary response can carry its parts in any order. The server
 sends the page immediately, with a placeholder for each slow part.
 It computes the parts in parallel, and sends each as soon as it is
 ready, with a script that moves the part into its place.

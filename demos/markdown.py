@@ -5,9 +5,9 @@ a finished block. The server renders the model's Markdown with one
 library and sanitizes the HTML with another. It resends only the
 block that is still growing, and a long one less often.
 
-Notice: the server sanitizes the HTML, not the Markdown. An event
-`blocked` reports each removal. Images are removed too, because the
-URL of an image can leak what the page knows. The page sanitizes the
+Notice: the server sanitizes the HTML, not the Markdown. A `blocked`
+event reports each removal. Images are removed too, because the URL
+of an image can leak what the page knows. The page sanitizes the
 HTML once more before it shows it.
 
 Try: with `flask run --reload`, change `DRAW_SECONDS = 0.1` to 1,

@@ -2,17 +2,17 @@
 
 A POST publishes to a channel, and every browser that has subscribed
 receives it. The view that publishes and the view that streams know
-nothing of each other. Each event has an id, so a client that was
+nothing about each other. Each event has an id, so a client that was
 disconnected gets what it missed.
 
-Notice: the first event, `begin`, carries an id, so that a
-connection that drops before the first notification loses nothing.
-Each client gets its own `retry`.
+Notice: the first event, `begin`, carries an id, so a connection
+that drops before the first notification loses nothing. Each client
+gets its own `retry`.
 
 Try: open a second window, press Start in both, and send a text:
 both receive it. Then, with `flask run --reload`, delete "alert"
-from `LEVELS` and save. An event `reset` reports that the events in
-memory are lost, and alerts are refused.
+from `LEVELS` and save. A `reset` event reports that the events in
+memory are lost, and the server now rejects alerts.
 
     curl -N http://127.0.0.1:5000/stream/notifications
 """

@@ -6,7 +6,7 @@ the server resumes with the next number. Each event here has an id,
 and JSON as its data.
 
 Notice: press "Cut the connection". The ids continue with no gap and
-no duplicate. No line of the page's script reconnects.
+no duplicate. The page's script has no code to reconnect.
 
 Try: with `flask run --reload`, press Start, change `choose(100)` to
 `choose(10)`, and save. The server restarts, the browser reconnects,

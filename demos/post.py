@@ -5,15 +5,15 @@ EventSource sends only GET requests, without a body and without
 headers of your own. With `fetch`, the page sends a POST. It reads
 the response with `event-stream.js`, a small module to copy.
 
-Notice: the first event reports what arrived at the server: the
+Notice: the first event reports what the server received: the
 method, your header and the body. Leaving the loop, or aborting the
 request, closes the connection. `fetch` does not reconnect: that is
 up to your script.
 
 Try: open the Wire panel, add `?interval=2` to the path, and press
 Send. The member of the JSON object arrives two seconds after the
-first event. Then delete a brace of the JSON and press Send: the
-response is a 400 with a sentence, not an event stream.
+first event. Then delete a brace from the JSON and press Send: the
+response is a 400 with a message, not an event stream.
 
     curl -N --json '{"city": "Paris"}' http://127.0.0.1:5000/api/sse
 """

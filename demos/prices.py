@@ -2,16 +2,16 @@
 
 One thread computes the prices, however many clients watch them. The
 prices change twenty times a second. A client first gets the last
-minute, which the channel keeps, and then every change or, with a
-longer interval, only some of them.
+minute of prices from the channel, and then every change or, with a
+longer interval, only some.
 
 Notice: processes that share a Redis share one market, and need no
 leader. Each reads the newest prices, waits, and publishes the next
 ones only if nobody else has. If one process stops, another takes
 over.
 
-Try: open a second window, set its interval to 0.05 and this one's
-to 2, and press Start in both. The second chart moves twenty times a
+Try: open a second window, set the interval to 0.05 there and to 2
+here, and press Start in both. The second chart moves twenty times a
 second. The first gets every fortieth of these prices, so its lines
 have fewer corners.
 

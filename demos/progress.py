@@ -8,8 +8,8 @@ A client that connects after the end gets just the final event; one
 that already has it gets 204.
 
 Try: with `flask run --reload`, start 500 steps, change
-`STEP_SECONDS = 0.2` to 0.02, and save. The page says that the job
-died. Start again: the steps are ten times as fast.
+`STEP_SECONDS = 0.2` to 0.02, and save. The page reports that the
+job died. Start again: the steps are ten times as fast.
 
     curl -N $(curl -s --json '{"steps": 20}' \
     http://127.0.0.1:5000/jobs)

@@ -8,8 +8,8 @@ Notice: after a dropped connection, the browser waits for the
 reconnection time, which the server's `retry` field sets, and sends
 Last-Event-ID. There is no `eventSource.reconnectTime`. A response
 that is not an event stream stops the browser for good, and 204 does
-so on purpose. Retrying after a failure, and noticing silence, is up
-to your script.
+so on purpose. Your script must retry after a failure, and notice
+silence.
 
 Try: start with status 503 and tick both boxes. The connection
 fails, and the page says how long it waits before it creates a new

@@ -7,7 +7,7 @@ returns the answer byte by byte, as it arrives.
 Notice: the relay does not parse the stream, so it supports whatever
 the API supports. During silence it sends a comment, so no proxy
 closes the connection. If the answer breaks off, it sends an error
-event. Every other error is the error object that OpenAI clients
+event. Every other error has the JSON format that OpenAI clients
 expect. The relay limits each request, because you pay for it.
 
 Try: with `flask run --reload`, change `NOTICE_SECONDS = 0.5` to

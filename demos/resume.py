@@ -3,14 +3,14 @@
 The model writes to a channel, and you read it as often as you like.
 A POST starts a background job, which publishes the answer. A
 dropped connection resumes after the last event id, and a reload
-starts at the first word again.
+starts over from the first word.
 
 Notice: disconnecting does not stop the model; only a DELETE does.
 You pay once for a question, however often its answer is read. With
-Redis, any server can send it.
+Redis, any process can send it.
 
-Try: with `flask run --reload`, ask, and reload in mid-answer: all
-of it is there. Then change `follow("answers", id)` to
+Try: with `flask run --reload`, ask, and reload mid-answer: no word
+is missing. Then change `follow("answers", id)` to
 `follow("answers", id, from_newest=True)`, save, ask, and reload:
 the words from before the reload are missing.
 

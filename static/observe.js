@@ -7,7 +7,7 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
 {
   const WINDOW_MS = 20_000; // what the timeline shows
   const MERGE_MS = 100; // events this close to one another share a mark
-  const MOST_CONNECTIONS = 100; // of a lane: some pages reconnect for ever
+  const MOST_CONNECTIONS = 100; // per lane: some pages reconnect forever
   const MOST_ATTEMPTS = 50;
   // A browser shows an event only to listeners of its type. The page listens
   // to all types but this one, which may carry the first id.
@@ -130,7 +130,7 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
     }
   };
 
-  // The page reads the very bytes, through a stream that notes each chunk.
+  // The page reads the same bytes, through a stream that records each chunk.
   function watch(connection, response) {
     const type = response.headers.get("Content-Type") ?? "";
     if (!type.startsWith("text/event-stream")) {
@@ -164,7 +164,7 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
     }
   };
 
-  // The document in a frame comes without a class to observe: look at it.
+  // A frame's document has no class to observe, so check it regularly.
   function watchFrame(frame) {
     let page = frame.contentDocument;
     let connection;

@@ -14,11 +14,11 @@ const LINE = /^(?:: |<!-- )(demos\/\w+\.py) (\d+)(?: -->)?\n/gm;
 let controller = new AbortController();
 let rows = [];
 let frame;
-let line = ""; // the newest that the server has named
+let line = ""; // the latest that the server has reported
 let closing;
 let followed;
 
-// Control characters, and the BOM, as the escapes that code has for them.
+// Control characters, and the BOM, as escape sequences.
 function visible(text) {
   const row = document.createDocumentFragment();
   for (const part of text.split(/([\0-\x1f\x7f\ufeff])/)) {
@@ -34,7 +34,7 @@ function visible(text) {
   return row;
 }
 
-// Rows are drawn once a frame, and of many only the newest.
+// Draw rows once a frame, and only the newest if there are many.
 function addRow(label, text = "", line = "") {
   rows.push({ label, text, line });
   if (rows.length > MAX_ROWS) rows.shift();
@@ -72,7 +72,7 @@ function highlight(id) {
   }
 }
 
-/** Add a row for each piece of a chunk that a line of its own has yielded. */
+/** Split a chunk at its line comments, and add a row for each piece. */
 function addChunk(seconds, text) {
   const [first, ...pieces] = text.split(LINE);
   if (first) addRow(seconds, first, line);
@@ -122,7 +122,7 @@ async function send(url, options) {
   }
 }
 
-// What the form says: a POST of JSON where it has a body, else a GET.
+// Send the form: a POST of JSON if it has a body, otherwise a GET.
 function sendForm() {
   const headers = { "Content-Type": "application/json" };
   bytes.replaceChildren();
@@ -132,7 +132,7 @@ function sendForm() {
   );
 }
 
-/** Send what the page's first EventSource has sent, once it is open. */
+/** Repeat the request of the page's first EventSource once it is open. */
 function follow({ kind, url, lane, opened, ended, how, lastEventId }) {
   if (kind !== "EventSource" || lane !== observed.lanes[0]) return;
   if (how === "closed") closing = setTimeout(() => controller.abort(), LAG_MS);

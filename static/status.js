@@ -1,10 +1,10 @@
-// Says what observe.js records: the state in words, whether the browser has a
-// connection left, and sentences for screen readers.
+// Reports what observe.js records: the state in words, whether the browser has
+// a connection left, and sentences for screen readers.
 
 const state = document.querySelector("#state");
 const crowd = document.querySelector("#crowd");
 const sentences = document.querySelector("#sentences");
-const STUCK_MS = 2000; // after that, a request may lack a connection
+const STUCK_MS = 2000; // after that, a request may wait for a connection
 const SAY_MS = 2000; // between two sentences
 const MOST_SENTENCES = 20;
 const MOST_STREAMS = 6; // of a host, over HTTP/1.1
@@ -43,7 +43,7 @@ function showState() {
   state.className = words.split(" ").at(-1);
 }
 
-// Tabs tell each other how many streams they hold, and greet a new one.
+// Tabs report to each other, and to a new tab, how many streams they hold.
 function tell(count) {
   openHere = count;
   tabs.postMessage([tab, count]);
@@ -63,7 +63,7 @@ function showCrowd() {
   const count = openHere + elsewhere;
   const words = count >= MOST_STREAMS && all().some(isStuck)
     ? `No connection is left: ${count} streams are open in this browser, ` +
-      `which opens ${MOST_STREAMS} to a host.`
+      `which opens at most ${MOST_STREAMS} to a host.`
     : "";
   if (crowd.textContent !== words) crowd.textContent = words;
 }
@@ -72,9 +72,9 @@ function sentence({ kind, events, opened, ended, how, ...connection }) {
   const { isWaiting, lastEventId } = connection;
   if (kind !== "EventSource" || !(opened || ended)) return "";
   const id = lastEventId ? ` with Last-Event-ID ${lastEventId}` : "";
-  if (how === "lost") return `Connection lost after ${events} events.`;
+  if (how === "lost") return `Connection lost. Events received: ${events}.`;
   if (how === "failed") return "The connection failed for good.";
-  if (ended) return `Closed after ${events} events.`;
+  if (ended) return `Closed. Events received: ${events}.`;
   return isWaiting ? `Reconnected${id}.` : "Open.";
 }
 

@@ -76,7 +76,7 @@ function visibleLanes(now) {
   return observed.lanes;
 }
 
-/** The labels above and below a lane, of which none covers another. */
+/** The labels above and below a lane, placed so that none overlap. */
 class Labels {
   wanted = [];
 
@@ -88,7 +88,7 @@ class Labels {
     this.width = width;
   }
 
-  /** Want a label; of two that would collide, the lower rank is drawn. */
+  /** Request a label; if two collide, the one with the lower rank is drawn. */
   want(rank, row, x, name, text) {
     this.wanted.push({ rank, row, x, name, text });
   }
@@ -125,7 +125,7 @@ function drawConnection(connection, x, lane, now, labels) {
   }
   if (isWaiting) {
     const seconds = (((opened ?? ended ?? now) - begun) / 1000).toFixed(1);
-    const words = `connection lost, waits ${seconds} s`;
+    const words = `connection lost for ${seconds} s`;
     labels.want(0, "below", from - half, "lost", words);
   }
   for (const attempt of connection.attempts) {

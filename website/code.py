@@ -59,7 +59,7 @@ def code(path: str, marked: int = 0) -> Code:
 
 
 def html_lines(path: str) -> list[str]:
-    """Return each line of a file in a span that a link can lead to."""
+    """Return each line of a file in a span that a link can target."""
     return [*highlighted(path, (FOLDER / path).stat().st_mtime_ns)]
 
 
@@ -89,7 +89,7 @@ def preamble_lines(tree: ast.Module) -> int:
 
 
 def imports(tree: ast.Module) -> Iterator[ast.ImportFrom]:
-    """Yield the imports from parts, which are files beside the app."""
+    """Yield the imports from modules in the app's folder."""
     for node in tree.body:
         is_from = isinstance(node, ast.ImportFrom)
         if is_from and (FOLDER / f"{node.module}.py").is_file():
@@ -137,7 +137,7 @@ def is_stored(node: ast.AST) -> bool:
 
 
 def line_of(snippets: Iterable[str], path: str) -> int:
-    """Return the line of the first snippet that stands in a lesson's code.
+    """Return the line of the first snippet that occurs in a lesson's code.
 
     0 if none does.
     """

@@ -1,13 +1,13 @@
 """The line that runs: which line of a lesson yielded each chunk.
 
-A generator is a frame that waits: between two chunks, `gi_frame.f_lineno` is
+A paused generator keeps its frame: between two chunks, `gi_frame.f_lineno` is
 the number of the line with the `yield`. If that is a `yield from`, the inner
-generator, `gi_yieldfrom`, knows the line. So a server can say where it stands,
-in a comment, which no EventSource shows:
+generator, `gi_yieldfrom`, knows the line. So a server can report the
+line in a comment, which EventSource ignores:
 
     : demos/numbers.py 53
 
-The Wire panel of a lesson asks for these comments in a header.
+The Wire panel of a lesson requests these comments with a header.
 """
 
 from collections.abc import Generator, Iterator
@@ -23,7 +23,7 @@ COMMENTS = {"text/event-stream": ": {}\n", "text/html": "<!-- {} -->\n"}
 
 
 def show_lines(response: Response) -> Response:
-    """Send the comments with a stream whose request has the HEADER."""
+    """Add the comments to a stream if its request has the HEADER."""
     chunks, comment = response.response, COMMENTS.get(response.mimetype)
     is_asked = comment and HEADER in request.headers
     if is_asked and isinstance(chunks, GeneratorType):
@@ -47,9 +47,9 @@ def with_lines(chunks: Generator, comment: str) -> Iterator:
 
 
 def running_line(generator: Generator) -> str | None:
-    """Return the lesson's file and the line at which a generator stands.
+    """Return the lesson's file and the line at which a generator is paused.
 
-    None if no lesson's generator takes part, but only those of its parts.
+    Return None if all generators come from parts, none from a lesson.
     """
     found = None
     while isinstance(generator, GeneratorType) and generator.gi_frame:

@@ -45,7 +45,7 @@ class Lane(NamedTuple):
     """A way to bring the events to the browser.
 
     notes: words, and where: seconds, and px below the server's line.
-    messages: when the browser sends without another request.
+    messages: when the browser sends data without a new request.
     """
 
     name: str
@@ -134,7 +134,7 @@ RADIUS = 11
 
 
 class Box(NamedTuple):
-    """Who sends or receives, around a point."""
+    """A sender or receiver, centered on a point."""
 
     name: str
     x: int
@@ -191,7 +191,7 @@ PART_PICTURES = {
     ),
     "Many readers": (
         "A publisher sends events to a channel, which keeps them. Three "
-        "browsers receive each of them.",
+        "browsers receive every event.",
         (
             Box("Browser", 44, 22, 32),
             Box("Browser", 44, 66, 32),

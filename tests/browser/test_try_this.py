@@ -164,7 +164,12 @@ def test_ids_continue_with_smaller_numbers(
     page.problems.clear()
 
 
-@tries("clock", "set the interval to 2", "two seconds before", "how many ticks")
+@tries(
+    "clock",
+    "set the interval to 2",
+    "two seconds before",
+    "the tick count twice",
+)
 def test_it_opens_before_the_first_tick_and_cleans_up_at_the_next(start, page):
     server = start("flask run")
     page.goto(f"{server.url}/demos/clock")
@@ -204,7 +209,7 @@ def test_thoughts_resume_and_a_refusal_is_shown_by_the_bytes(
     page.problems.clear()
 
 
-@tries("batch", "messages a second to 10000", "gets ten events a second")
+@tries("batch", "messages a second to 10000", "sends ten events a second")
 def test_ten_events_carry_as_many_messages_as_ten_thousand(lesson_page):
     page = lesson_page("batch")
     page.get_by_label("Messages a second").fill("10000")
@@ -317,8 +322,8 @@ def test_one_part_fails_and_stop_stops_the_work(start, page):
     "notifications",
     "both receive it",
     'delete "alert" from `LEVELS`',
-    "An event `reset` reports",
-    "alerts are refused",
+    "A `reset` event reports",
+    "rejects alerts",
 )
 def test_two_windows_receive_a_text_and_report_what_memory_lost(
     reloading, reloading_page
@@ -344,7 +349,7 @@ def test_two_windows_receive_a_text_and_report_what_memory_lost(
     page.problems.clear()
 
 
-@tries("prices", "interval to 0.05 and this one's to 2", "every fortieth")
+@tries("prices", "interval to 0.05 there and to 2 here", "every fortieth")
 def test_two_windows_show_the_same_prices_at_their_own_pace(
     page, lesson_page, site, events_of
 ):
@@ -397,7 +402,7 @@ def test_a_job_dies_with_its_process_and_the_next_is_faster(
 
 @tries(
     "document",
-    "The second is refused, and shows the text of the first",
+    "The second save fails: you see the text of the first",
     "change `return stale(current)` to `pass`",
     "overwrites the first without a warning",
 )
@@ -424,7 +429,7 @@ def test_without_the_check_a_text_is_overwritten(reloading, page):
     page.problems.clear()
 
 
-@tries("resume", "reload in mid-answer", "from_newest=True", "are missing")
+@tries("resume", "reload mid-answer", "from_newest=True", "are missing")
 def test_a_reload_shows_all_or_only_the_newest(
     reloading, reloading_page, lesson_page
 ):
