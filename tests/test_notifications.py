@@ -274,6 +274,7 @@ def test_two_windows_show_the_same(lesson_page):
     with page.expect_popup() as opened:
         page.get_by_role("link", name="Open a second window").click()
     with closing(opened.value) as popup:
+        popup.wait_for_load_state()
         listen(popup)
         submit(page, "From here", "warning")
         expect(page.get_by_label("Text", exact=True)).to_have_value("")

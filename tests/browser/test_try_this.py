@@ -331,6 +331,7 @@ def test_two_windows_receive_a_text_and_report_what_memory_lost(
     page = reloading_page("notifications")
     with page.expect_popup() as popup:
         page.get_by_role("link", name="Open a second window").click()
+    popup.value.wait_for_load_state()
     windows = (page, popup.value)
     for window in windows:
         press(window, "Start")
