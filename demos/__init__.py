@@ -57,6 +57,9 @@ class Part(NamedTuple):
     lessons: tuple[Lesson, ...]
 
 
+EVENT_STREAM = "static/event-stream.js"
+SEND_JSON = "static/send-json.js"
+
 PARTS = (
     Part(
         "The protocol",
@@ -93,14 +96,14 @@ PARTS = (
         (
             Lesson(completion, free_offline=True),
             Lesson(chat, free_offline=True),
-            Lesson(post, also_shown=("static/event-stream.js",)),
+            Lesson(post, also_shown=(EVENT_STREAM,)),
             Lesson(markdown, free_offline=True),
             Lesson(html, inline_scripts=(html.SCRIPT,)),
             Lesson(
                 relay,
                 long_views=("chat_completions",),
                 free_offline=True,
-                also_shown=("static/event-stream.js",),
+                also_shown=(EVENT_STREAM, SEND_JSON),
             ),
         ),
     ),
@@ -109,11 +112,17 @@ PARTS = (
         "One stream shared by many clients, including those that "
         "join late or reconnect.",
         (
-            Lesson(notifications),
-            Lesson(prices, also_shown=("static/chart.js",)),
-            Lesson(progress),
+            Lesson(notifications, also_shown=(SEND_JSON,)),
+            Lesson(
+                prices,
+                also_shown=(
+                    "static/chart.js",
+                    "static/price-table.js",
+                ),
+            ),
+            Lesson(progress, also_shown=(SEND_JSON,)),
             Lesson(document),
-            Lesson(resume),
+            Lesson(resume, also_shown=(SEND_JSON,)),
         ),
     ),
 )

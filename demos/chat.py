@@ -38,15 +38,21 @@ def stream():
     if "Last-Event-ID" in request.headers:
         return "", 204  # never pay twice for a prompt
     answer = ask([{"role": "user", "content": prompt}])
-    events = keep_alive(chat(answer), NOTICE_SECONDS, answer.close)
-    return EventStream(events, retry=DAY_MS)
+    texts = keep_alive(deltas(answer), NOTICE_SECONDS, answer.close)
+    return EventStream(chat(texts), retry=DAY_MS)
 
 
-def chat(answer):
-    id, end = 0, {"action": "terminate"}
+def chat(texts):
+    id, end = 1, {"action": "terminate"}
     try:
-        for id, text in enumerate(deltas(answer), start=1):
-            yield Event({"text": text}, id=id)
+        for text in texts:
+            if text is None:  # the model pauses
+                yield None
+            else:
+                yield Event({"text": text}, id=id)
+                id += 1
     except ModelError as error:
         end["error"] = str(error)
-    yield Event(end, id=id + 1)
+    finally:
+        texts.close()
+    yield Event(end, id=id)

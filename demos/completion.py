@@ -37,15 +37,21 @@ def stream():
     if "Last-Event-ID" in request.headers:
         return "", 204  # never pay twice for a prompt
     answer = ask([{"role": "user", "content": prompt}])
-    events = complete(answer)
-    events = keep_alive(events, NOTICE_SECONDS, answer.close)
-    return EventStream(events, retry=DAY_MS)
+    texts = keep_alive(deltas(answer), NOTICE_SECONDS, answer.close)
+    return EventStream(complete(texts), retry=DAY_MS)
 
 
-def complete(answer):
+def complete(texts):
+    id = 0
     try:
-        for id, text in enumerate(deltas(answer), start=1):
-            yield Event(text, id=id)
+        for text in texts:
+            if text is None:  # the model pauses
+                yield None
+            else:
+                id += 1
+                yield Event(text, id=id)
         yield Event("[DONE]", event="done")
     except ModelError as error:
         yield Event({"error": str(error)}, event="failed")
+    finally:
+        texts.close()

@@ -9,6 +9,7 @@ export const color = (number) => COLORS[number % COLORS.length];
  * points: an array of objects, each { name: value, ... }, of the same names.
  */
 export function drawChart(canvas, points) {
+  if (points.length === 0) return;
   const { clientWidth: width, clientHeight: height } = canvas;
   canvas.width = width * devicePixelRatio;
   canvas.height = height * devicePixelRatio;

@@ -10,10 +10,10 @@
  *
  * Each event is { type, data, lastEventId, retry }: what a browser dispatches,
  * and the reconnection time in milliseconds where the event sets one. An event
- * that the stream ends in the middle of is dropped. Leaving the loop aborts
- * `controller`, which closes the connection. Without a controller, Firefox
- * closes it only when more bytes arrive. The loop throws what reading throws:
- * an abort or a lost connection. The caller checks status and Content-Type.
+ * that the stream ends in the middle of is dropped. Leaving the loop or the page
+ * aborts `controller`, which closes the connection. Without one, Firefox closes
+ * it only when more bytes arrive. The loop throws what reading throws: an abort
+ * or a lost connection. The caller checks status and Content-Type.
  *
  * Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
  */
@@ -46,9 +46,12 @@ export async function* readEventStream(response, controller) {
 async function* readLines({ body }, controller) {
   if (!body) return;
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const end = () => controller?.abort();
   let line = "";
   let afterCR = false;
   try {
+    // The stream is lost if Back restores the page from the cache.
+    addEventListener("pagehide", end);
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
@@ -60,7 +63,8 @@ async function* readLines({ body }, controller) {
       yield* lines;
     }
   } finally {
-    controller?.abort();
+    removeEventListener("pagehide", end);
+    end();
     await reader.cancel();
   }
 }

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from flask import Flask, Response
 from markupsafe import Markup
 
-from demos import hello, html, numbers, thinking
+from demos import completion, hello, html, numbers, thinking
 from sse import EventStream, keep_alive
 from website import lines
 from website.code import read
@@ -76,7 +76,7 @@ def test_changes_no_file():
     assert body(page) == b"ab"
 
 
-def test_looks_through_yield_from_and_keep_alive():
+def test_looks_through_yield_from():
     think = thinking.think("Why", 0, 0, no_sleep)
     number = line("thinking", 'yield Event(text, event="thinking"')
 
@@ -87,9 +87,14 @@ def test_looks_through_yield_from_and_keep_alive():
     next(stream)
     assert lines.running_line(stream) == f"demos/thinking.py {number}"
 
-    with_comments = keep_alive(stream, 1)
-    assert lines.running_line(with_comments) == f"demos/thinking.py {number}"
-    with_comments.close()
+
+def test_names_the_yield_of_a_lesson_that_reads_through_keep_alive():
+    texts = keep_alive((text for text in ["Hello"]), 1)
+    stream = completion.complete(texts)
+    next(stream)
+    number = line("completion", "yield Event(text, id=id)")
+    assert lines.running_line(stream) == f"demos/completion.py {number}"
+    stream.close()
 
 
 def test_says_nothing_of_generators_that_are_no_lessons():

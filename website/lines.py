@@ -57,7 +57,5 @@ def running_line(generator: Generator) -> str | None:
         path = Path(frame.f_code.co_filename)
         if path.parent == FOLDER / "demos":
             found = f"demos/{path.name} {frame.f_lineno}"
-        # `keep_alive` runs the lesson's generator, its `events`, in a thread.
-        inner = frame.f_locals.get("events")
-        generator = generator.gi_yieldfrom or inner
+        generator = generator.gi_yieldfrom
     return found
