@@ -40,7 +40,7 @@ function showState() {
     : live[0] ?? stateOf(streams.at(-1) ?? { how: "closed", ended: 1 });
   if (state.textContent === words) return;
   state.textContent = words;
-  state.className = words.split(" ").at(-1);
+  state.className = /\bopen\b|\w+$/.exec(words)[0];
 }
 
 // Tabs report to each other, and to a new tab, how many streams they hold.
