@@ -23,7 +23,7 @@ WATCH = """
   const live = document.querySelector(".live");
   new MutationObserver((records) => {
     for (const { addedNodes, target } of records) {
-      const isSeen = (node) => node.isConnected && node.textContent;
+      const isSeen = (node) => node.isConnected && node.textContent.trim();
       const added = [...addedNodes].findLast(isSeen);
       if (added || addedNodes.length === 0) window.newest = added ?? target;
     }
