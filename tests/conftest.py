@@ -480,6 +480,6 @@ def read_until(chunks: Iterator[bytes], part: bytes) -> bytes:
     raise AssertionError(f"the stream ended with {received!r}")
 
 
-def spoken(body: bytes) -> bytes:
+def without_comments(body: bytes) -> bytes:
     """Return an event stream without the keep-alive comments."""
     return re.sub(rb"(?m)^:\n|^: keep-alive\n\n", b"", body)

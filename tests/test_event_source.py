@@ -75,8 +75,8 @@ def test_ignores_empty_chunks():
 @settings(deadline=None)
 @given(st.binary(), st.lists(st.integers(0, 99)))
 def test_chunks_make_no_difference_to_any_bytes(stream, places):
-    whole = list(parse_events([stream]))
-    assert list(parse_events(pieces(stream, places))) == whole
+    complete = list(parse_events([stream]))
+    assert list(parse_events(pieces(stream, places))) == complete
 
 
 @pytest.mark.parametrize("size", [1, 999])

@@ -193,11 +193,11 @@ def test_pieces_never_change_what_is_rendered(text, chance):
         start = sum(map(len, pieces))
         pieces.append(text[start : start + chance.randint(1, 9)])
     # Line ends inside a block may differ from those at the end of the text.
-    whole, *cut = (
+    complete, *cut = (
         [LINE_END.sub("", block.html) for block in blocks(*parts)]
         for parts in ([text + "\n"], [*pieces, "\n"])
     )
-    assert cut == [whole]
+    assert cut == [complete]
 
 
 def test_the_open_block_is_drawn_safely_and_without_colors():

@@ -41,7 +41,7 @@ from upstream import (
 import language_model
 from language_model import BROKEN_OFF, Answer, ModelError, ask, deltas
 
-LEAVE_SECONDS = 2
+NOTICE_SECONDS = 2
 MESSAGES = [{"role": "user", "content": "Hi"}]
 MODEL = "test-model"
 
@@ -73,14 +73,14 @@ def outcome(answer: Answer) -> tuple[list[str], ModelError | None]:
 def never_ending(connection) -> None:
     """Send a complete answer, then comments until the client disconnects."""
     connection.send(head("200 OK", "Connection: close") + b"".join(HELLO))
-    while not connection.left.wait(0.02):
+    while not connection.disconnected.wait(0.02):
         connection.send(b":\n")
 
 
 def chattering(connection) -> None:
     """Send one delta after another until the client disconnects."""
     connection.send(head("200 OK", "Connection: close"))
-    while not connection.left.wait(0.02):
+    while not connection.disconnected.wait(0.02):
         connection.send(delta("Hello"))
 
 
@@ -175,7 +175,7 @@ def test_deltas_are_the_text_as_it_arrives(upstream, framing):
     upstream.answer = stream(*pieces, FINISH, DONE, framing=framing)
     texts = deltas(ask(MESSAGES))
     assert next(texts) == "One"
-    upstream.go_on()
+    upstream.resume()
     assert list(texts) == ["\n two", " 三\r\n"]
 
 
@@ -185,7 +185,7 @@ def test_compressed_text_is_read_as_it_arrives(upstream):
     upstream.answer = stream(*pieces, fields=fields)
     texts = deltas(ask(MESSAGES))
     assert next(texts) == "One"
-    upstream.go_on()
+    upstream.resume()
     assert list(texts) == [" two"]
 
 
@@ -214,7 +214,7 @@ def test_an_event_may_arrive_in_two_reads(upstream, at):
     upstream.answer = stream(delta("One"), line[:at], PAUSE, line[at:], FINISH)
     texts = deltas(ask(MESSAGES))
     assert next(texts) == "One"
-    upstream.go_on()
+    upstream.resume()
     assert list(texts) == ["😀"]
 
 
@@ -323,7 +323,7 @@ def test_a_long_silence_is_a_fault(upstream, monkeypatch, answer, message):
     upstream.answer = answer
     _, error = outcome(ask(MESSAGES))
     assert (str(error), error.status) == (message, 504)
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_an_open_answer_does_not_show_the_key(upstream):
 def test_done_ends_an_answer_even_if_its_upstream_does_not(upstream, answer):
     upstream.answer = answer
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_an_answer_that_fails_is_closed(upstream, answer):
     upstream.answer = answer
     _, error = outcome(ask(MESSAGES))
     assert error.status == 502
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 def test_an_abandoned_answer_is_closed(upstream):
@@ -411,7 +411,7 @@ def test_an_abandoned_answer_is_closed(upstream):
     texts = deltas(ask(MESSAGES))
     assert next(texts) == "Hello"
     texts.close()
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 def test_a_complete_body_returns_its_connection_to_the_pool(upstream):
@@ -458,8 +458,8 @@ def check_close_wakes(read, upstream: Upstream) -> None:
     answer.close()
     thread.join()
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - closed_at < LEAVE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
     assert [(type(one), str(one)) for one in errors] == [
         (ModelError, BROKEN_OFF)
     ]
@@ -524,7 +524,7 @@ def test_an_answer_that_was_closed_before_it_opened_disconnects(upstream):
     texts, error = outcome(answer)
     assert (texts, str(error)) == ([], BROKEN_OFF)
     for connection in upstream.connections:
-        wait_until(connection.left.is_set)
+        wait_until(connection.disconnected.is_set)
 
 
 @pytest.fixture
@@ -546,6 +546,6 @@ def test_many_answers_can_be_open_at_once(upstream, many_files, caplog):
     assert {next(texts) for texts in answers} == {"Hel"}
     assert len(upstream.connections) == 150
     for connection in upstream.connections:
-        connection.go_on()
+        connection.resume()
     assert {"".join(texts) for texts in answers} == {"lo"}
     assert caplog.messages == []

@@ -316,13 +316,13 @@ AFTER_FETCH = """() => {
 
 def test_what_is_typed_while_a_text_is_sent_stays(lesson_page):
     page = lesson_page("notifications")
-    held = []
+    routes = []
     page.evaluate(AFTER_FETCH)
-    page.route("**/notifications", lambda route: held.append(route))
+    page.route("**/notifications", lambda route: routes.append(route))
     submit(page, "First")
-    wait_until(lambda: held or page.wait_for_timeout(10))
+    wait_until(lambda: routes or page.wait_for_timeout(10))
     page.get_by_label("Text", exact=True).fill("Second")
-    held[0].continue_()
+    routes[0].continue_()
     wait_until(lambda: page.evaluate("isAnswered"))
     assert page.get_by_label("Text", exact=True).input_value() == "Second"
 

@@ -96,7 +96,7 @@ def received(answer: Answer) -> bytes:
         return b"".join(answer)
 
 
-def whole(*messages: dict, **options) -> dict:
+def unstreamed(*messages: dict, **options) -> dict:
     """Return an answer without streaming. It must have the official format."""
     body = received(ask(list(messages), stream=False, **options))
     answer = json.loads(body)
@@ -118,7 +118,7 @@ def chunks(*messages: dict, **options) -> list[dict]:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_answer_matches_the_prompt_and_its_language(prompt):
     words = list(deltas(ask([user(prompt)])))
-    answer = whole(user(prompt))["choices"][0]["message"]["content"]
+    answer = unstreamed(user(prompt))["choices"][0]["message"]["content"]
     assert "".join(words) == answer
     assert answer.startswith(PROMPTS[prompt])
     assert len(words) > 40
@@ -247,7 +247,9 @@ def test_the_official_client_can_join_the_chunks(same_ids, prompt, reason):
     for chunk in streamed:
         state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
     found = state.get_final_completion()
-    expected = ChatCompletion.model_validate(whole(user(prompt), **options))
+    expected = ChatCompletion.model_validate(
+        unstreamed(user(prompt), **options)
+    )
     (choice,), (wanted,) = found.choices, expected.choices
     assert choice.finish_reason == wanted.finish_reason == reason
     assert choice.message.content == wanted.message.content
@@ -297,7 +299,7 @@ def test_lists_its_only_model():
     assert models["object"] == "list"
     (model,) = models["data"]
     Model.model_validate(model, strict=True)
-    assert model["id"] == whole(user("Hi"))["model"] == "offline"
+    assert model["id"] == unstreamed(user("Hi"))["model"] == "offline"
 
 
 @pytest.mark.parametrize(
@@ -359,7 +361,7 @@ def test_an_invalid_request_gets_an_official_error(method, path, body, status):
     ],
 )
 def test_calls_the_tools_that_the_message_mentions(prompt, names):
-    (choice,) = whole(user(prompt), tools=tools(TIME, SUM))["choices"]
+    (choice,) = unstreamed(user(prompt), tools=tools(TIME, SUM))["choices"]
     calls = choice["message"].get("tool_calls", [])
     assert [call["function"]["name"] for call in calls] == names
     assert len({call["id"] for call in calls}) == len(names)
@@ -372,7 +374,7 @@ def test_calls_the_tools_that_the_message_mentions(prompt, names):
 def test_one_word_of_a_tools_name_is_enough(name):
     options = {"tools": tools({"name": name})}
     for prompt, reason in (("The time", "tool_calls"), ("get the of", "stop")):
-        (choice,) = whole(user(prompt), **options)["choices"]
+        (choice,) = unstreamed(user(prompt), **options)["choices"]
         assert choice["finish_reason"] == reason
 
 
@@ -432,14 +434,14 @@ UNIT = {"type": "string", "enum": ["celsius", "fahrenheit"]}
 )
 def test_arguments_are_filled_from_the_message(prompt, properties, arguments):
     function = {"name": "run", "parameters": {"properties": properties}}
-    answer = whole(user(prompt), tools=tools(function))
+    answer = unstreamed(user(prompt), tools=tools(function))
     (call,) = answer["choices"][0]["message"]["tool_calls"]
     assert json.loads(call["function"]["arguments"]) == arguments
 
 
 @pytest.mark.parametrize("parameters", [{}, {"parameters": None}])
 def test_a_tool_may_have_no_parameters(parameters):
-    answer = whole(user("Run"), tools=tools({"name": "run"} | parameters))
+    answer = unstreamed(user("Run"), tools=tools({"name": "run"} | parameters))
     (call,) = answer["choices"][0]["message"]["tool_calls"]
     assert call["function"] == {"name": "run", "arguments": "{}"}
 
@@ -452,7 +454,7 @@ def test_a_tool_may_have_no_parameters(parameters):
     ],
 )
 def test_the_answer_repeats_the_results_of_tools(prompt, text):
-    asked = whole(user("The sum and the time"), tools=tools(TIME, SUM))
+    asked = unstreamed(user("The sum and the time"), tools=tools(TIME, SUM))
     message = asked["choices"][0]["message"]
     first, second = [call["id"] for call in message["tool_calls"]]
     messages = [

@@ -579,7 +579,7 @@ def test_the_page_shows_all_of_the_history(lesson_page):
     wait_until(lambda: page.evaluate("most") >= count)
 
 
-HELD = """() => {
+DEFERRED = """() => {
   window.frames = [];
   window.requestAnimationFrame = (draw) => window.frames.push(draw);
   window.parsed = window.drawn = 0;
@@ -598,7 +598,7 @@ HELD = """() => {
 
 def test_the_chart_is_drawn_once_a_frame_for_any_number_of_events(lesson_page):
     page = lesson_page("prices")
-    page.evaluate(HELD)
+    page.evaluate(DEFERRED)
     show(page, *[(n, OPENED) for n in range(1, 51)])
     wait_until(lambda: page.evaluate("parsed") == 50)
     assert page.evaluate("drawn") == 0

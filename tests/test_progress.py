@@ -6,7 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import COMMANDS, Client, Server, free_port, spoken, wait_until
+from conftest import (
+    COMMANDS,
+    Client,
+    Server,
+    free_port,
+    wait_until,
+    without_comments,
+)
 from playwright.sync_api import Page, expect
 
 import background
@@ -85,7 +92,7 @@ def test_the_stream_is_exactly_these_bytes(server):
         assert client.header("Cache-Control") == "no-cache, no-transform"
         assert client.header("X-Accel-Buffering") == "no"
         assert client.header("Access-Control-Allow-Origin") is None
-        body = without_waiting(spoken(client.read()))
+        body = without_waiting(without_comments(client.read()))
     *ids, end = re.findall(rb"(?m)^id: (?:(\d+)-(\d+)|end)$", body)
     assert end == (b"", b"")
     assert ids == sorted(set(ids), key=lambda id: tuple(map(int, id)))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from conftest import Client, Server, read_until, spoken, wait_until
+from conftest import Client, Server, read_until, wait_until, without_comments
 from flask.testing import FlaskClient
 from playwright.sync_api import expect
 from upstream import (
@@ -150,7 +150,7 @@ def test_an_event_stream_is_relayed_byte_for_byte(client, upstream, framing):
     assert response.headers["Content-Type"] == "text/event-stream"
     assert response.headers["Cache-Control"] == "no-store, no-transform"
     assert response.headers["X-Accel-Buffering"] == "no"
-    assert spoken(response.data) == odd + b"".join(HELLO)
+    assert without_comments(response.data) == odd + b"".join(HELLO)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_a_stream_with_another_content_type_is_relayed(
     with client.post(PATH, json=STREAMED) as response:
         assert response.content_type == "text/event-stream"
         read_until(response.response, b"One")
-        upstream.go_on()
-        assert spoken(b"".join(response.response)) == FINISH + DONE
+        upstream.resume()
+        assert without_comments(b"".join(response.response)) == FINISH + DONE
 
 
 def test_a_stream_without_a_content_type_is_relayed(client, upstream):
@@ -179,7 +179,7 @@ def test_a_stream_without_a_content_type_is_relayed(client, upstream):
     upstream.answer = answer
     response = client.post(PATH, json=STREAMED)
     assert response.content_type == "text/event-stream"
-    assert spoken(response.data) == b"".join(HELLO)
+    assert without_comments(response.data) == b"".join(HELLO)
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -208,7 +208,7 @@ def test_the_list_of_models_is_relayed(client, upstream):
 def test_an_unusual_answer_is_relayed_unchanged(client, upstream, name):
     upstream.answer = stream(*HARMLESS[name])
     response = client.post(PATH, json=STREAMED)
-    assert spoken(response.data) == b"".join(HARMLESS[name])
+    assert without_comments(response.data) == b"".join(HARMLESS[name])
 
 
 @pytest.mark.parametrize("name", BAD_EVENTS)
@@ -217,7 +217,7 @@ def test_events_are_relayed_without_parsing(client, upstream, name):
     pieces = (delta("Hello"), bad, b"\n\n", FINISH, DONE)
     upstream.answer = stream(*pieces)
     response = client.post(PATH, json=STREAMED)
-    assert spoken(response.data) == b"".join(pieces)
+    assert without_comments(response.data) == b"".join(pieces)
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -230,9 +230,9 @@ def test_headers_and_bytes_arrive_immediately(online, upstream, framing):
         assert client.status == 200
         chunks = client.chunks()
         for piece in (b"data: 1", b"\n\n: 2\r", b"\n\n", DONE):
-            upstream.go_on()
-            assert spoken(read_until(chunks, piece)) == piece
-        assert spoken(b"".join(chunks)) == b""
+            upstream.resume()
+            assert without_comments(read_until(chunks, piece)) == piece
+        assert without_comments(b"".join(chunks)) == b""
 
 
 def test_comments_are_sent_only_between_events(client, upstream, monkeypatch):
@@ -243,13 +243,13 @@ def test_comments_are_sent_only_between_events(client, upstream, monkeypatch):
         pieces = (piece for piece in response.response)
         for piece in (ROLE, half):
             assert next(one for one in pieces if one) == KEEP_ALIVE
-            upstream.go_on()
+            upstream.resume()
             assert (
                 next(p for p in pieces if p not in (KEEP_ALIVE, b"")) == piece
             )
         assert [next(pieces) for _ in range(3)] == [b"", b"", b""]
-        upstream.go_on()
-        assert spoken(b"".join(pieces)) == b"\n\r\n" + DONE
+        upstream.resume()
+        assert without_comments(b"".join(pieces)) == b"\n\r\n" + DONE
 
 
 # Errors of the upstream
@@ -351,7 +351,7 @@ def test_silence_in_mid_answer_becomes_an_error_event(
     sentence = "The language model fell silent."
     response = client.post(PATH, json=STREAMED)
     error = event(official_error(502, sentence))
-    assert spoken(response.data) == delta("Hello") + error
+    assert without_comments(response.data) == delta("Hello") + error
     check_error(client.post(PATH, json=CHAT), 504, sentence)
 
 
@@ -363,7 +363,7 @@ LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
 @pytest.mark.parametrize("name", CUT_FAULTS | BYTE_FAULTS)
 def test_an_answer_that_breaks_off_ends_with_an_error(client, upstream, name):
     upstream.answer, _, texts = FAULTS[name]
-    body = spoken(client.post(PATH, json=STREAMED).data)
+    body = without_comments(client.post(PATH, json=STREAMED).data)
     for text in texts:
         assert delta(text) in body
     assert body.endswith(b"\n\n" + BROKEN_OFF) or body == BROKEN_OFF
@@ -372,11 +372,11 @@ def test_an_answer_that_breaks_off_ends_with_an_error(client, upstream, name):
 
 def test_an_error_after_half_an_event_is_an_event_of_its_own(client, upstream):
     upstream.answer = stream(delta("One"), HALF, end="cut")
-    body = spoken(client.post(PATH, json=STREAMED).data)
+    body = without_comments(client.post(PATH, json=STREAMED).data)
     assert body == delta("One") + HALF + b"\n\n" + BROKEN_OFF
 
 
-@pytest.mark.parametrize("end", ["whole", "cut"])
+@pytest.mark.parametrize("end", ["complete", "cut"])
 @pytest.mark.parametrize(
     "pieces",
     [
@@ -404,7 +404,7 @@ def test_an_error_after_half_an_event_is_an_event_of_its_own(client, upstream):
 )
 def test_a_complete_answer_gets_no_error(client, upstream, pieces, end):
     upstream.answer = stream(*pieces, end=end)
-    body = spoken(client.post(PATH, json=STREAMED).data)
+    body = without_comments(client.post(PATH, json=STREAMED).data)
     assert body == b"".join(pieces)
 
 
@@ -421,7 +421,7 @@ def test_text_that_looks_like_an_end_does_not_complete_an_answer(
     client, upstream, last
 ):
     upstream.answer = stream(ROLE, last)
-    body = spoken(client.post(PATH, json=STREAMED).data)
+    body = without_comments(client.post(PATH, json=STREAMED).data)
     assert body == ROLE + last + BROKEN_OFF
 
 
@@ -444,7 +444,7 @@ def test_a_response_that_is_too_large_is_502(client, upstream):
     upstream.answer = page(b" " * 20 * 2**20)
     response = client.post(PATH, json=CHAT)
     check_error(response, 502, "The answer is too large.")
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 # Errors of the client
@@ -672,7 +672,7 @@ def silent_after_headers(connection):
 
 def writes_on_and_on(connection):
     silent_after_headers(connection)
-    while not connection.left.wait(0.05):
+    while not connection.disconnected.wait(0.05):
         connection.send(delta("Hello"))
 
 
@@ -694,11 +694,11 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     if answer is not silent_after_headers:
         read_until(client.chunks(), b"Hello")
     (connection,) = upstream.connections
-    assert not connection.left.is_set()
+    assert not connection.disconnected.is_set()
     client.close()
     closed_at = time.monotonic()
-    wait_until(connection.left.is_set)
-    assert connection.left_at - closed_at < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
 # The official client
@@ -727,19 +727,19 @@ def check_official_client(server: Server) -> None:
     with openai.OpenAI(
         base_url=f"{server.url}/v1", api_key="caller-key", max_retries=0
     ) as official:
-        whole = ask(official)
+        complete = ask(official)
         options = {"include_usage": True}
         *chunks, usage = ask(official, stream=True, stream_options=options)
         plain = list(ask(official, stream=True))
         models = [model.id for model in official.models.list()]
         with pytest.raises(openai.NotFoundError, match="/v1/embeddings"):
             official.embeddings.create(model="a", input="Hi")
-    text = whole.choices[0].message.content
+    text = complete.choices[0].message.content
     for streamed in (chunks, plain):
         contents = [one.choices[0].delta.content for one in streamed]
         assert "".join(filter(None, contents)) == text
         assert streamed[-1].choices[0].finish_reason == "stop"
-    assert usage.usage == whole.usage
+    assert usage.usage == complete.usage
     assert len(models) == 1
 
 
@@ -853,5 +853,5 @@ def test_the_stop_button_stops_the_model(relay_page, upstream):
     stopped_at = time.monotonic()
     expect_end(relay_page, "Hello")
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - stopped_at < NOTICE_SECONDS

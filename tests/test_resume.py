@@ -12,8 +12,8 @@ from conftest import (
     RedisServer,
     Server,
     read_until,
-    spoken,
     wait_until,
+    without_comments,
 )
 from playwright.sync_api import Page, expect
 from upstream import (
@@ -35,7 +35,7 @@ from app import create_app
 from checks import FOREIGN
 from event_source import ReceivedEvent, parse_events
 
-LEAVE_SECONDS = 2
+NOTICE_SECONDS = 2
 PROMPT = b'{"prompt": "Why?"}'
 WRONG_PROMPT = "prompt must be text of 1 to 4000 characters."
 NO_REDIS = "Redis is not available. Try again in a few seconds."
@@ -114,7 +114,9 @@ def texts(*texts: str) -> list[tuple[str, str]]:
     return [("started", ""), *(("message", text) for text in texts)]
 
 
-def whole(server: Server, place: str, **headers: str) -> list[tuple[str, str]]:
+def read_all(
+    server: Server, place: str, **headers: str
+) -> list[tuple[str, str]]:
     """Read an answer to its end."""
     with server.get(place, **headers) as client:
         assert client.status == 200
@@ -156,7 +158,7 @@ def test_the_stream_is_exactly_these_bytes(online, upstream):
         assert client.header("Content-Type") == "text/event-stream"
         assert client.header("Cache-Control") == "no-cache, no-transform"
         assert client.header("X-Accel-Buffering") == "no"
-        body = spoken(client.read())
+        body = without_comments(client.read())
     assert re.sub(rb"(?m)^id: \d+-\d+$", b"id", body).decode() == (
         "id\nevent: started\ndata: \n\n"
         'id\ndata: {"text":" \\"One\\"\\n\\n"}\n\n'
@@ -171,7 +173,7 @@ def test_the_prompt_goes_to_the_upstream_with_the_key(online, upstream):
     prompt = " 你好\n& = 😀 " + "x" * 3989
     with post(online, json.dumps({"prompt": prompt}).encode()) as answer:
         place = answer.header("Location")
-    assert whole(online, place) == [*texts("Hello"), END]
+    assert read_all(online, place) == [*texts("Hello"), END]
     (request,) = upstream.requests
     assert request.headers.get_all("Authorization") == [f"Bearer {KEY}"]
     assert request.json == {
@@ -187,7 +189,7 @@ def test_a_fault_is_in_the_last_event(online, upstream, name):
     upstream.answer, sentence, begun = FAULTS[name]
     place = ask(online)
     for _ in range(2):
-        answer = whole(online, place)
+        answer = read_all(online, place)
         assert answer == [*texts(*begun), ("failed", sentence)]
     assert len(upstream.requests) == 1
 
@@ -230,9 +232,9 @@ def test_deltas_are_sent_immediately(online, upstream):
     with online.get(ask(online)) as client:
         chunks = client.chunks()
         read_until(chunks, b'{"text":"One "}\n\n')
-        upstream.go_on()
+        upstream.resume()
         read_until(chunks, b'{"text":"two "}\n\n')
-        upstream.go_on()
+        upstream.resume()
         assert said(parse_events(chunks)) == [("message", "three"), END]
 
 
@@ -242,9 +244,9 @@ def test_the_model_continues_though_nobody_reads(online, upstream):
     place = ask(online)
     with online.get(place) as client:
         read_until(client.chunks(), b"One")
-    upstream.go_on()
-    upstream.go_on()
-    assert whole(online, place) == [*texts("One ", "two ", "three"), END]
+    upstream.resume()
+    upstream.resume()
+    assert read_all(online, place) == [*texts("One ", "two ", "three"), END]
 
 
 @one_server
@@ -258,15 +260,15 @@ def test_a_prompt_is_paid_for_once_however_often_it_is_read(online, upstream):
         for chunks in streams:
             read_until(chunks, b"One")
         Client(online.port, "HEAD", place).close()
-        upstream.go_on()
-        upstream.go_on()
+        upstream.resume()
+        upstream.resume()
         for chunks in streams:
             assert said(parse_events(chunks)) == everything[2:]
     with online.get(place) as client:
         events = list(parse_events(client.chunks()))
     assert said(events) == everything
     for number, one in enumerate(events[:-1], start=1):
-        rest = whole(online, place, Last_Event_ID=one.id)
+        rest = read_all(online, place, Last_Event_ID=one.id)
         assert rest == said(events[number:])
     with online.get(place, Last_Event_ID=events[-1].id) as client:
         assert (client.status, client.read()) == (204, b"")
@@ -300,12 +302,12 @@ def test_another_server_resumes_after_the_last_event_id(two_servers, upstream):
     first, second = two_servers
     place = ask(first)
     last = until(first, place, "One ")
-    upstream.go_on()
+    upstream.resume()
     last = until(second, place, "two ", Last_Event_ID=last.id)
-    upstream.go_on()
-    rest = whole(second, place, Last_Event_ID=last.id)
+    upstream.resume()
+    rest = read_all(second, place, Last_Event_ID=last.id)
     assert rest == [("message", "three"), END]
-    assert whole(first, place) == whole(second, place)
+    assert read_all(first, place) == read_all(second, place)
     delete(second, place).close()
     assert len(upstream.requests) == 1
 
@@ -324,13 +326,13 @@ def test_nothing_is_lost_or_repeated_while_redis_is_down(
         assert refusal(post(server)) == (503, NO_REDIS)
         with server.get(place) as client:
             assert client.read().startswith(b"retry: ")  # try again
-        upstream.go_on()
-        upstream.go_on()
+        upstream.resume()
+        upstream.resume()
         shared_redis.start()
         rest = [("message", "two "), ("message", "three"), END]
         for chunks in readers:
             assert said(parse_events(chunks)) == rest
-    assert whole(other, place) == [*texts("One "), *rest]
+    assert read_all(other, place) == [*texts("One "), *rest]
     assert len(upstream.requests) == 1
 
 
@@ -355,9 +357,9 @@ def test_a_delete_ends_the_connection_to_the_upstream(
         with delete(online, place) as answer:
             assert (answer.status, answer.read()) == (204, b"")
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - deleted_at < LEAVE_SECONDS
-    assert whole(online, place) == [*texts(*begun), ("failed", STOPPED)]
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - deleted_at < NOTICE_SECONDS
+    assert read_all(online, place) == [*texts(*begun), ("failed", STOPPED)]
 
 
 def test_a_delete_at_another_server_stops_the_model(two_servers, upstream):
@@ -370,7 +372,7 @@ def test_a_delete_at_another_server_stops_the_model(two_servers, upstream):
             assert answer.status == 204
         events = said(parse_events(reader.chunks()))
         assert events == [("failed", STOPPED)]
-    wait_until(upstream.connections[0].left.is_set, LEAVE_SECONDS)
+    wait_until(upstream.connections[0].disconnected.is_set, NOTICE_SECONDS)
 
 
 def test_a_delete_stops_the_model_though_redis_is_down(
@@ -382,13 +384,13 @@ def test_a_delete_stops_the_model_though_redis_is_down(
     until(server, place, "Hello")
     shared_redis.stop()
 
-    def is_left():  # as soon as the right one of its workers got it
+    def has_disconnected():  # as soon as the right one of its workers got it
         assert refusal(delete(server, place)) == (503, NO_REDIS)
-        return upstream.connections[0].left.is_set()
+        return upstream.connections[0].disconnected.is_set()
 
-    wait_until(is_left)
+    wait_until(has_disconnected)
     shared_redis.start()
-    assert whole(other, place)[-1][0] == "failed"
+    assert read_all(other, place)[-1][0] == "failed"
 
 
 def test_a_delete_is_possible_though_all_streams_are_taken():
@@ -557,10 +559,10 @@ def test_reloads_and_more_tabs_show_the_same_and_ask_once(resume, upstream):
     second = resume.context.new_page()
     second.goto(resume.url)
     expect_text(second, "One ")
-    upstream.go_on()
+    upstream.resume()
     for page in resume, second:
         expect_text(page, "One two ")
-    upstream.go_on()
+    upstream.resume()
     for page in resume, second:
         expect_end(page, "Complete.")
         expect_text(page, "One two three")
@@ -579,9 +581,9 @@ def test_leaving_stops_nothing_and_coming_back_shows_everything(
     expect_text(resume, "One ")
     press(resume, "Disconnect")
     assert resume.locator("#state").text_content() == "closed"
-    upstream.go_on()
-    upstream.go_on()
-    assert whole(online, urlsplit(resume.url).fragment)[-1] == END
+    upstream.resume()
+    upstream.resume()
+    assert read_all(online, urlsplit(resume.url).fragment)[-1] == END
     assert text_of(resume) == "One "
     press(resume, "Reconnect")
     expect_end(resume, "Complete.")
@@ -617,8 +619,8 @@ def test_stop_shows_why_and_stops_the_model(resume, upstream, answer, text):
     expect_end(resume, STOPPED)
     assert text_of(resume) == text
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < LEAVE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - stopped_at < NOTICE_SECONDS
 
 
 @one_server
@@ -637,10 +639,10 @@ def test_page_says_that_the_model_thinks_while_it_does(resume, upstream):
     end = resume.locator("#end")
     press(resume, "Ask")
     expect(end).to_have_text("The model is thinking …")
-    upstream.go_on()
+    upstream.resume()
     expect_text(resume, "One two ")
     expect(end).to_be_empty()
-    upstream.go_on()
+    upstream.resume()
     expect_end(resume, "Complete.")
 
 
@@ -651,8 +653,8 @@ def test_page_starts_over_after_a_reset(resume, upstream):
     expect_text(resume, "One ")
     resume.evaluate("source.dispatchEvent(new MessageEvent('reset'))")
     expect_text(resume, "")
-    upstream.go_on()
-    upstream.go_on()
+    upstream.resume()
+    upstream.resume()
     expect_end(resume, "Complete.")
     expect_text(resume, "two three")
 
@@ -699,12 +701,12 @@ def test_a_page_that_lost_its_server_resumes_when_it_is_back(
     expect_text(page, "One ")
     lost.stop()
     expect_state(page, "reconnecting")
-    upstream.go_on()
+    upstream.resume()
     until(other, place, "two ")
     start("flask run", port=lost.port, **environ)
     expect_state(page, "open")
     expect_text(page, "One two ")
-    upstream.go_on()
+    upstream.resume()
     expect_end(page, "Complete.")
     expect_text(page, "One two three")
     assert len(upstream.requests) == 1

@@ -152,7 +152,7 @@ def test_a_reload_lets_a_response_finish_but_not_a_stream_that_begins(start):
             server.process.send_signal(signal.SIGHUP)
             wait_until(lambda: worker_of(server) != old)
             for connection in upstream.connections:
-                connection.go_on()
+                connection.resume()
             assert whole.read() == b"{}"
             with pytest.raises(http.client.IncompleteRead):
                 streamed.read()

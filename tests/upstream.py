@@ -24,7 +24,7 @@ KEY = "sk-test-0123456789abcdef"
 FRAMINGS = ("chunked", "length", "close")
 
 PAUSE = object()
-"""In the pieces of a stream: wait here for `go_on()`."""
+"""In the pieces of a stream: wait here for `resume()`."""
 
 
 class Request(NamedTuple):
@@ -45,8 +45,8 @@ class Connection:
 
     def __init__(self, sock: socket.socket):
         self.requests: list[Request] = []
-        self.left = threading.Event()
-        self.left_at: float | None = None
+        self.disconnected = threading.Event()
+        self.disconnected_at: float | None = None
         self.sock = sock
         self._steps = threading.Semaphore(0)
 
@@ -58,10 +58,10 @@ class Connection:
         self.sock.sendall(data)
 
     def pause(self) -> None:
-        """Wait for the test to call `go_on()`."""
+        """Wait for the test to call `resume()`."""
         self._steps.acquire(timeout=10)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._steps.release()
 
     def close(self) -> None:
@@ -74,8 +74,8 @@ class Connection:
             while request := read_request(lines):
                 self.requests.append(request)
                 answer(self)
-        self.left_at = time.monotonic()
-        self.left.set()
+        self.disconnected_at = time.monotonic()
+        self.disconnected.set()
 
 
 Answer = Callable[[Connection], object]
@@ -110,9 +110,9 @@ class Upstream(socketserver.ThreadingTCPServer):
     def requests(self) -> list[Request]:
         return [one for each in self.connections for one in each.requests]
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Let the latest connection continue after its pause."""
-        self.connections[-1].go_on()
+        self.connections[-1].resume()
 
     def __enter__(self) -> "Upstream":
         threading.Thread(target=self.serve_forever, args=(0.01,)).start()
@@ -122,7 +122,7 @@ class Upstream(socketserver.ThreadingTCPServer):
         self.shutdown()
         for connection in self.connections:
             connection.close()
-            connection.go_on()
+            connection.resume()
         self.server_close()
 
     def verify_request(self, sock, address) -> bool:
@@ -170,18 +170,18 @@ def page(
 def stream(
     *pieces: bytes | object,
     framing: str = "chunked",
-    end: str = "whole",
+    end: str = "complete",
     content_type: str | None = "text/event-stream",
     fields: tuple[str, ...] = (),
 ) -> Answer:
     """Return an answer that sends its pieces, each with one write.
 
     framing: "chunked", "length" (Content-Length) or "close" (at the end).
-    end: "whole", "cut" (the connection is lost early) or "silent".
+    end: "complete", "cut" (the connection is lost early) or "silent".
     """
     length = sum(len(piece) for piece in pieces if piece is not PAUSE)
     # An answer that breaks off must announce more than it sends.
-    promised = length + (0 if end == "whole" else 100)
+    promised = length + (0 if end == "complete" else 100)
     framings = {
         "chunked": "Transfer-Encoding: chunked",
         "length": f"Content-Length: {promised}",
@@ -200,9 +200,9 @@ def stream(
                 connection.send(b"%x\r\n%s\r\n" % (len(piece), piece))
             else:
                 connection.send(piece)
-        if end == "whole" and framing == "chunked":
+        if end == "complete" and framing == "chunked":
             connection.send(b"0\r\n\r\n")
-        if end == "cut" or (end == "whole" and framing == "close"):
+        if end == "cut" or (end == "complete" and framing == "close"):
             connection.close()
 
     return answer

@@ -197,7 +197,7 @@ def test_leaving_the_loop_closes_the_connection(tab, server):
         }
     """)
     assert seen == ["a"]
-    assert last_asked(server, "/endless").left.wait(5)
+    assert last_asked(server, "/endless").disconnected.wait(5)
 
 
 def test_leaving_the_loop_aborts_a_fetch_that_cannot_be_cancelled(tab):
@@ -225,7 +225,7 @@ def test_leaving_the_loop_throws_nothing_if_it_aborts(tab, server):
           await read(response, () => "leave", controller);
         }
     """)
-    assert last_asked(server, "/endless").left.wait(5)
+    assert last_asked(server, "/endless").disconnected.wait(5)
 
 
 def test_an_abort_is_thrown_out_of_the_loop(tab, server):
@@ -246,7 +246,7 @@ def test_an_abort_is_thrown_out_of_the_loop(tab, server):
         }
     """)
     assert (seen, error) == (["a", "b"], "AbortError")
-    assert last_asked(server, "/endless").left.wait(5)
+    assert last_asked(server, "/endless").disconnected.wait(5)
 
 
 def test_a_lost_connection_is_thrown_after_the_events_before_it(tab, server):
@@ -259,7 +259,7 @@ def test_a_lost_connection_is_thrown_after_the_events_before_it(tab, server):
         }
     """)
     tab.wait_for_function("() => seen.length === 1")
-    last_asked(server, "/cut").go_on()
+    last_asked(server, "/cut").resume()
     assert tab.evaluate("() => end") == "TypeError"
     assert tab.evaluate("() => seen") == ["a"]
 
