@@ -45,7 +45,7 @@ def app(upstream, monkeypatch):
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for a minute."""
+    """The app, which waits up to a minute for its upstream."""
     url = f"http://127.0.0.1:{port}/v1"
     running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
     yield running
@@ -53,7 +53,7 @@ def online_server(command, port) -> Iterator[Server]:
 
 
 def written(*texts: str, **error: str) -> bytes:
-    """Return the whole stream of an answer in these pieces."""
+    """Return the complete stream of an answer in these pieces."""
     data = [{"text": text} for text in texts]
     data.append({"action": "terminate"} | error)
     events = [
@@ -163,18 +163,18 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
-# What is refused, and costs nothing
+# Refused requests, which cost nothing
 
 
 @pytest.mark.parametrize("last", ["", "0", "1", "x"])
-def test_a_reconnect_gets_204_and_asks_nothing(client, upstream, last):
+def test_a_reconnect_gets_204_and_sends_no_prompt(client, upstream, last):
     response = client.get(PROMPT, headers={"Last-Event-ID": last})
     assert (response.status_code, response.data) == (204, b"")
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("query", ["", "?prompt=", "?prompt=" + "x" * 4001])
-def test_a_prompt_of_another_length_is_refused(client, upstream, query):
+def test_an_empty_or_too_long_prompt_is_refused(client, upstream, query):
     response = client.get(f"/stream{query}")
     assert response.status_code == 400
     assert response.json == {
@@ -183,7 +183,7 @@ def test_a_prompt_of_another_length_is_refused(client, upstream, query):
     assert upstream.requests == []
 
 
-def test_our_own_page_may_ask_and_no_other_origin_may_read(client, upstream):
+def test_our_own_page_may_ask_but_no_other_origin_may_read(client, upstream):
     response = client.get(PROMPT, headers={"Sec-Fetch-Site": "same-origin"})
     assert without_comments(response.data) == written("Hello")
     assert "Access-Control-Allow-Origin" not in response.headers
@@ -233,7 +233,7 @@ def test_question_and_answer_become_bubbles_of_plain_text(chat, upstream):
         ["answer", "<img src=x onerror=alert(1)> &amp;\n 你好"],
     ]
     assert chat.locator("#log > * > *").count() == 0
-    # CLOSED, for good. An open one would reconnect only after a day.
+    # CLOSED. Without `close`, the EventSource would reconnect after a day.
     assert chat.evaluate("source.readyState") == 2
     assert len(upstream.requests) == 1
 
@@ -415,7 +415,7 @@ def test_page_shows_why_an_answer_is_incomplete(chat, upstream):
 
 
 @one_server
-def test_page_shows_that_the_server_refused(chat, upstream):
+def test_page_shows_that_the_server_refused_the_message(chat, upstream):
     field = chat.get_by_label("Message")
     field.evaluate("field => { field.value = 'x'.repeat(4001); }")
     with chat.expect_event("console") as console:

@@ -47,7 +47,7 @@ def app(upstream, monkeypatch):
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for a minute."""
+    """The app, which waits up to a minute for its upstream."""
     url = f"http://127.0.0.1:{port}/v1"
     running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
     yield running
@@ -55,7 +55,7 @@ def online_server(command, port) -> Iterator[Server]:
 
 
 def answered(*texts: str) -> bytes:
-    """Return what is sent for an answer in these pieces."""
+    """Return the events of an answer in these pieces."""
     events = [
         f"id: {id}\ndata: {text}\n\n" for id, text in enumerate(texts, start=1)
     ]
@@ -215,18 +215,18 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
-# What is refused, and costs nothing
+# Refused requests, which cost nothing
 
 
 @pytest.mark.parametrize("last", ["", "0", "1", "7"])
-def test_a_reconnect_gets_204_and_asks_nothing(client, upstream, last):
+def test_a_reconnect_gets_204_and_sends_no_prompt(client, upstream, last):
     response = client.get(PROMPT, headers={"Last-Event-ID": last})
     assert (response.status_code, response.data) == (204, b"")
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("query", ["", "?prompt=", "?prompt=" + "x" * 4001])
-def test_a_prompt_of_another_length_is_refused(client, upstream, query):
+def test_an_empty_or_too_long_prompt_is_refused(client, upstream, query):
     response = client.get(f"/completion{query}")
     assert response.status_code == 400
     assert response.json == {
@@ -235,14 +235,14 @@ def test_a_prompt_of_another_length_is_refused(client, upstream, query):
     assert upstream.requests == []
 
 
-def test_a_prompt_of_4000_characters_passes(online, upstream):
+def test_a_prompt_of_4000_characters_is_accepted(online, upstream):
     prompt = "😀" * 4000
     with online.get(f"/completion?prompt={quote(prompt)}") as client:
         assert without_comments(client.read()) == answered("Hello") + FINISHED
     assert upstream.requests[0].json["messages"][0]["content"] == prompt
 
 
-def test_our_own_page_may_ask_and_no_other_origin_may_read(client, upstream):
+def test_our_own_page_may_ask_but_no_other_origin_may_read(client, upstream):
     response = client.get(PROMPT, headers={"Sec-Fetch-Site": "same-origin"})
     assert without_comments(response.data) == answered("Hello") + FINISHED
     assert "Access-Control-Allow-Origin" not in response.headers
@@ -312,7 +312,7 @@ RECONNECTING_PAGE = """
 def test_a_browser_without_an_id_does_not_send_a_prompt_twice(
     online, upstream, page
 ):
-    """Once `hello` has reconnected, `completion` could have, too."""
+    """By the time `hello` reconnects, `completion` could have, too."""
     upstream.answer = FAULTS["401"].answer
     page.goto(f"{online.url}/demos/completion")
     assert page.evaluate(RECONNECTING_PAGE) == [0]

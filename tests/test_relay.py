@@ -318,7 +318,7 @@ def test_a_redirect_is_not_followed(client, upstream):
 
 
 @pytest.mark.parametrize("body", [STREAMED, CHAT])
-@pytest.mark.parametrize("name", ["hangs up", "speaks no HTTP"])
+@pytest.mark.parametrize("name", ["hangs up", "does not speak HTTP"])
 def test_no_answer_is_502(client, upstream, name, body):
     upstream.answer = FAULTS[name].answer
     response = client.post(PATH, json=body)
