@@ -362,7 +362,7 @@ def test_a_client_that_subscribes_while_the_pulse_ends_gets_a_new_one(
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_a_pulse_during_a_publish_delays_no_client(channel, read, monkeypatch):
-    """The pulse replaces the flags that clients wait for, even now."""
+    """The pulse replaces the flags that clients wait for during a publish."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0)
     readers = [read() for _ in range(4)]
     with ThreadPoolExecutor(len(readers)) as pool:

@@ -33,7 +33,7 @@ def part(name: str, text: str) -> str:
 
 
 def without_blank_lines(page: str) -> str:
-    """Return a page without what is sent to notice a disconnect."""
+    """Return a page without the blank lines that detect a disconnect."""
     return re.sub(r"(?m)^\n", "", page)
 
 
@@ -242,7 +242,7 @@ def test_starting_again_adds_nothing_to_the_history(lesson_page):
 HIDE = "dispatchEvent(new PageTransitionEvent('pagehide'))"
 
 
-def test_the_frame_stops_loading_when_the_page_is_left(lesson_page):
+def test_the_frame_stops_loading_when_the_user_navigates_away(lesson_page):
     page = lesson_page("html")
     page.get_by_role("button", name="Start").click()
     page.frame_locator("#frame").locator("#weather-part").wait_for()
@@ -255,11 +255,11 @@ def test_a_page_aborts_a_fetch_that_it_could_not_resume(lesson_page, name):
     page = lesson_page(name)
     page.locator("#form button").first.click()
     expect(page.locator("#state")).to_contain_text("open")
-    with page.expect_event("requestfailed"):  # it did not end by itself
+    with page.expect_event("requestfailed"):  # the page aborted it
         page.evaluate(HIDE)
 
 
-def test_the_wire_panel_aborts_what_it_could_not_resume(lesson_page):
+def test_the_wire_panel_aborts_a_fetch_that_it_could_not_resume(lesson_page):
     page = lesson_page("prices")
     page.locator("#wire summary").click()
     expect(page.locator("#wire pre")).to_contain_text("status 200")

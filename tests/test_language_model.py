@@ -50,7 +50,7 @@ in_mid_answer = stream(delta("Hello"), end="silent")
 
 @pytest.fixture(autouse=True)
 def _configured(upstream, monkeypatch) -> Iterator[None]:
-    """An upstream that may be silent for longer than any test."""
+    """An upstream that may stay silent for longer than any test."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_MODEL", MODEL)
@@ -127,7 +127,9 @@ def test_without_a_base_url_the_default_one_is_used(upstream, monkeypatch):
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
 
 
-def test_without_a_key_none_is_sent(upstream, monkeypatch, tmp_path):
+def test_without_a_key_no_authorization_is_sent(
+    upstream, monkeypatch, tmp_path
+):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -241,7 +243,7 @@ def official(upstream) -> Iterator[openai.OpenAI]:
 def read_by(official: openai.OpenAI) -> str:
     """Read a complete answer with the official client. Return its text.
 
-    The client passes on whatever it receives, so this must be tolerant.
+    The client passes on everything it receives, so be tolerant.
     """
     text = ""
     for chunk in official.chat.completions.create(
@@ -539,7 +541,7 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_many_answers_can_be_open_at_once(upstream, many_files, caplog):
+def test_many_answers_can_be_open_concurrently(upstream, many_files, caplog):
     caplog.set_level(logging.INFO)
     upstream.answer = stream(delta("Hel"), PAUSE, delta("lo"), FINISH, DONE)
     answers = [deltas(ask(MESSAGES)) for _ in range(150)]

@@ -45,7 +45,7 @@ def app(upstream, monkeypatch):
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for a minute."""
+    """The app, which waits up to a minute for its upstream."""
     url = f"http://127.0.0.1:{port}/v1"
     running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
     yield running
@@ -62,7 +62,7 @@ def drawn(index, html):
 
 
 def sent(pieces, seconds_apart=1.0):
-    """Return (second, index, html) of every block that is sent for these."""
+    """Return (second, index, html) of every block sent for these pieces."""
     seconds = 0.0
 
     def timed():
@@ -177,18 +177,18 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
-# What is refused, and costs nothing
+# Refused requests, which cost nothing
 
 
 @pytest.mark.parametrize("last", ["0", "7", "x"])
-def test_a_reconnect_gets_204_and_asks_nothing(client, upstream, last):
+def test_a_reconnect_gets_204_and_sends_no_prompt(client, upstream, last):
     response = client.get(PROMPT, headers={"Last-Event-ID": last})
     assert response.status_code == 204
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("query", ["", "?prompt=", f"?prompt={'x' * 4001}"])
-def test_a_prompt_of_another_length_is_refused(client, upstream, query):
+def test_an_empty_or_too_long_prompt_is_refused(client, upstream, query):
     response = client.get(f"/stream/markdown{query}")
     assert response.status_code == 400
     assert response.json == {
@@ -265,7 +265,7 @@ BAD_LINKS = [
 
 
 @one_server
-def test_page_keeps_only_links_with_good_schemes(quick):
+def test_page_keeps_only_links_with_allowed_schemes(quick):
     kept = quick.evaluate(
         """(addresses) => {
             const box = document.createElement("div");
