@@ -97,7 +97,7 @@ def received(answer: Answer) -> bytes:
 
 
 def unstreamed(*messages: dict, **options) -> dict:
-    """Return an answer without streaming. It must have the official format."""
+    """Return an answer without streaming, in the official format."""
     body = received(ask(list(messages), stream=False, **options))
     answer = json.loads(body)
     ChatCompletion.model_validate(answer, strict=True)
@@ -105,7 +105,7 @@ def unstreamed(*messages: dict, **options) -> dict:
 
 
 def chunks(*messages: dict, **options) -> list[dict]:
-    """Return the chunks of an answer. Each must have the official format."""
+    """Return the chunks of an answer, each in the official format."""
     body = received(ask(list(messages), **options))
     *events, done = [event.data for event in parse_events([body])]
     assert done == "[DONE]"
@@ -379,7 +379,7 @@ def test_one_word_of_a_tools_name_is_enough(name):
 
 
 @pytest.mark.parametrize("last", [{}, {"role": "assistant"}])
-def test_calls_no_tool_before_the_user_writes_again(last):
+def test_calls_no_tool_until_the_user_writes_again(last):
     text = text_of(user("What time is it?"), last, tools=tools(TIME))
     assert text.startswith("**Server-sent events**")
 
@@ -468,7 +468,7 @@ def test_the_answer_repeats_the_results_of_tools(prompt, text):
 
 
 class Pauses:
-    """Replaces `threading` in the model. Records the pauses, and skips them."""
+    """A stand-in for `threading` that records the pauses and skips them."""
 
     def __init__(self):
         self.seconds = []
@@ -536,7 +536,7 @@ def waiting(plug_in, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["answer", "raw.shutdown", "response"])
-def test_closing_in_another_thread_ends_the_pause(waiting, way):
+def test_closing_it_in_another_thread_ends_the_pause(waiting, way):
     with closing(ask([user("Hi")])) as answer:
         response = answer.open()
 
@@ -555,7 +555,7 @@ def test_closing_in_another_thread_ends_the_pause(waiting, way):
         closer.join()
 
 
-def test_an_answer_that_is_closed_while_it_is_read_breaks_off(waiting):
+def test_an_answer_that_is_closed_during_reading_breaks_off(waiting):
     answer = ask([user("Hi")])
 
     def close() -> None:
@@ -569,7 +569,7 @@ def test_an_answer_that_is_closed_while_it_is_read_breaks_off(waiting):
     closer.join()
 
 
-def test_an_answer_that_was_closed_before_breaks_off():
+def test_an_answer_that_was_closed_before_reading_breaks_off():
     answer = ask([user("Hi")])
     answer.close()
     with pytest.raises(ModelError, match="broke off"):
@@ -594,7 +594,7 @@ def test_shutdown_after_the_end_changes_nothing():
 def test_a_dropped_response_leaves_nothing_behind(plug_in):
     plug_in(3600)
     threads = threading.active_count()
-    gc.disable()  # reference counting must be enough
+    gc.disable()  # because reference counting must be enough
     try:
         answer = ask([user("Hi")])
         left = weakref.ref(answer.open().raw._fp)

@@ -64,7 +64,7 @@ def app(upstream, monkeypatch):
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for a minute."""
+    """The app, which waits up to a minute for its upstream."""
     url = f"http://127.0.0.1:{port}/v1"
     running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
     yield running
@@ -96,7 +96,9 @@ def check_error(response, status: int, sentence: str) -> None:
 # What the upstream gets
 
 
-def test_unknown_fields_are_forwarded_with_the_server_s_key(client, upstream):
+def test_unknown_fields_are_forwarded_with_the_key_of_the_server(
+    client, upstream
+):
     body = STREAMED | {
         "model": "another",
         "stream_options": {"include_usage": True},
@@ -123,7 +125,7 @@ def test_unknown_fields_are_forwarded_with_the_server_s_key(client, upstream):
         ("", {}, language_model.MODEL),
     ],
 )
-def test_the_server_s_model_wins(
+def test_the_model_of_the_server_wins(
     client, upstream, monkeypatch, of_server, of_caller, sent
 ):
     monkeypatch.setenv("OPENAI_MODEL", of_server)
@@ -131,7 +133,9 @@ def test_the_server_s_model_wins(
     assert upstream.requests[0].json == CHAT | {"model": sent, "stream": False}
 
 
-def test_the_caller_s_key_is_never_forwarded(client, upstream, monkeypatch):
+def test_the_key_of_the_client_is_never_forwarded(
+    client, upstream, monkeypatch
+):
     monkeypatch.delenv("OPENAI_API_KEY")
     headers = {"Authorization": "Bearer caller-key"}
     client.post(PATH, json=CHAT, headers=headers)
@@ -434,7 +438,7 @@ def test_json_that_breaks_off_is_502(client, upstream, framing):
         content_type="application/json",
     )
     response = client.post(PATH, json=CHAT)
-    # Without a length, only a JSON parser notices that a page is incomplete.
+    # Without a length, only a JSON parser notices that a body is incomplete.
     is_silent = framing == "close"
     sentence = NO_JSON if is_silent else language_model.BROKEN_OFF
     check_error(response, 502, sentence)
@@ -490,7 +494,7 @@ def test_a_request_over_the_limit_is_400(client, upstream, name):
         assert upstream.requests[-1].json[name] == value
 
 
-def test_openai_gets_the_token_limit_if_the_caller_sets_none(
+def test_openai_gets_the_token_limit_if_the_client_sets_none(
     client, upstream, monkeypatch
 ):
     client.post(PATH, json=CHAT)
@@ -585,7 +589,7 @@ def test_a_stream_over_the_limit_is_503():
 
 
 def chat_of(size: int) -> bytes:
-    """Return a chat whose JSON is exactly so many bytes."""
+    """Return a chat whose JSON has exactly this many bytes."""
     body = json.dumps(CHAT | {"model": "a", "stream": False}).encode()
     return body.replace(b'"Hi"', b'"%s"' % (b"x" * (size - len(body) + 2)))
 
@@ -670,7 +674,7 @@ def silent_after_headers(connection):
     connection.send(head("200 OK", *fields))
 
 
-def writes_on_and_on(connection):
+def writes_without_end(connection):
     silent_after_headers(connection)
     while not connection.disconnected.wait(0.05):
         connection.send(delta("Hello"))
@@ -681,7 +685,7 @@ def writes_on_and_on(connection):
     [
         silent_after_headers,
         stream(delta("Hello"), end="silent"),
-        writes_on_and_on,
+        writes_without_end,
     ],
     ids=["after headers", "in mid-answer", "while it writes"],
 )

@@ -64,7 +64,7 @@ def app(upstream, monkeypatch):
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for a minute."""
+    """The app, which waits up to a minute for its upstream."""
     running = Server(
         command,
         OPENAI_BASE_URL=f"http://127.0.0.1:{port}/v1",
@@ -81,7 +81,7 @@ def post(server: Server, body: bytes = PROMPT, **headers: str) -> Client:
 
 
 def ask(server: Server) -> str:
-    """Ask, and return the path of the answer."""
+    """Send a prompt, and return the path of the answer."""
     with post(server) as answer:
         assert answer.status == 202
         return answer.header("Location")
@@ -100,7 +100,7 @@ def refusal(client: Client) -> tuple[int, str]:
 
 
 def said(events) -> list[tuple[str, str]]:
-    """Return type and text of the events, without the waiting."""
+    """Return the type and text of each event, without `waiting` events."""
     pairs = []
     for one in events:
         data = one.data
@@ -117,7 +117,7 @@ def texts(*texts: str) -> list[tuple[str, str]]:
 def read_all(
     server: Server, place: str, **headers: str
 ) -> list[tuple[str, str]]:
-    """Read an answer to its end."""
+    """Read an answer to its end, and return its events."""
     with server.get(place, **headers) as client:
         assert client.status == 200
         return said(parse_events(client.chunks()))
@@ -126,19 +126,19 @@ def read_all(
 def until(
     server: Server, place: str, text: str, **headers: str
 ) -> ReceivedEvent:
-    """Read until there is this text, disconnect, and return its event."""
+    """Read until this text arrives, disconnect, and return its event."""
     with server.get(place, **headers) as client:
         for one in parse_events(client.chunks()):
             if said([one]) == [("message", text)]:
                 return one
-    raise AssertionError("the stream has ended")
+    raise AssertionError("the stream ended too early")
 
 
 # The answer
 
 
 @one_server
-def test_a_post_returns_immediately_where_the_answer_is(online, upstream):
+def test_a_post_immediately_returns_the_url_of_the_answer(online, upstream):
     upstream.answer = silence
     with post(online) as answer:
         assert answer.status == 202
@@ -194,7 +194,7 @@ def test_a_fault_is_in_the_last_event(online, upstream, name):
     assert len(upstream.requests) == 1
 
 
-def test_silence_is_reported_and_is_a_fault_in_the_end(
+def test_silence_is_reported_and_finally_becomes_a_fault(
     client, upstream, monkeypatch
 ):
     monkeypatch.setattr(background, "PULSE_SECONDS", 0.02)
@@ -223,7 +223,7 @@ def test_an_offline_answer_has_the_same_form(prompt, beginning):
     assert "".join(text for _, text in pieces).startswith(beginning)
 
 
-# Who reads it
+# Reading an answer
 
 
 @one_server
@@ -239,7 +239,7 @@ def test_deltas_are_sent_immediately(online, upstream):
 
 
 @one_server
-def test_the_model_continues_though_nobody_reads(online, upstream):
+def test_the_model_continues_without_clients(online, upstream):
     upstream.answer = three_steps
     place = ask(online)
     with online.get(place) as client:
@@ -250,7 +250,7 @@ def test_the_model_continues_though_nobody_reads(online, upstream):
 
 
 @one_server
-def test_a_prompt_is_paid_for_once_however_often_it_is_read(online, upstream):
+def test_an_answer_is_paid_for_once_however_often_it_is_read(online, upstream):
     upstream.answer = three_steps
     place = ask(online)
     everything = [*texts("One ", "two ", "three"), END]
@@ -325,7 +325,7 @@ def test_nothing_is_lost_or_repeated_while_redis_is_down(
         shared_redis.stop()
         assert refusal(post(server)) == (503, NO_REDIS)
         with server.get(place) as client:
-            assert client.read().startswith(b"retry: ")  # try again
+            assert client.read().startswith(b"retry: ")  # so it reconnects
         upstream.resume()
         upstream.resume()
         shared_redis.start()
@@ -336,7 +336,7 @@ def test_nothing_is_lost_or_repeated_while_redis_is_down(
     assert len(upstream.requests) == 1
 
 
-# Who ends it
+# Ending an answer
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_a_delete_at_another_server_stops_the_model(two_servers, upstream):
     wait_until(upstream.connections[0].disconnected.is_set, NOTICE_SECONDS)
 
 
-def test_a_delete_stops_the_model_though_redis_is_down(
+def test_a_delete_stops_the_model_even_if_redis_is_down(
     two_servers, shared_redis, upstream
 ):
     upstream.answer = silent_in_mid_answer
@@ -384,7 +384,7 @@ def test_a_delete_stops_the_model_though_redis_is_down(
     until(server, place, "Hello")
     shared_redis.stop()
 
-    def has_disconnected():  # as soon as the right one of its workers got it
+    def has_disconnected():  # once its own worker gets the request
         assert refusal(delete(server, place)) == (503, NO_REDIS)
         return upstream.connections[0].disconnected.is_set()
 
@@ -393,7 +393,7 @@ def test_a_delete_stops_the_model_though_redis_is_down(
     assert read_all(other, place)[-1][0] == "failed"
 
 
-def test_a_delete_is_possible_though_all_streams_are_taken():
+def test_a_delete_is_accepted_even_if_no_more_streams_are():
     app = create_app({"MAX_STREAMS": 1, "OFFLINE_WORD_SECONDS": 0.2})
     client = app.test_client()
     with client.post("/answers", json={"prompt": "Why?"}) as answer:
@@ -411,7 +411,7 @@ def test_an_unknown_id_is_404(client):
         assert response.json == {"error": UNKNOWN}
 
 
-# What is refused, and costs nothing
+# Refused requests, which cost nothing
 
 
 REFUSED = {
@@ -435,7 +435,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_other_prompts_are_refused(client, upstream, name):
+def test_invalid_prompts_are_refused(client, upstream, name):
     body, status, sentence = REFUSED[name]
     response = client.post("/answers", json=body)
     assert (response.status_code, response.json) == (
@@ -455,7 +455,7 @@ def test_other_media_types_are_refused(client, upstream):
 
 
 def check_foreign_pages(client) -> None:
-    """Check that they cannot ask, read or stop."""
+    """Check that foreign pages cannot ask, read or stop."""
     path = client.post("/answers", json={"prompt": "Why?"}).location
     for headers in (
         {"Sec-Fetch-Site": "cross-site"},
@@ -474,7 +474,7 @@ def check_foreign_pages(client) -> None:
         assert "Access-Control-Allow-Origin" not in stream.headers
 
 
-def test_foreign_pages_are_refused_whether_an_answer_costs_or_not(
+def test_foreign_pages_are_refused_even_if_answers_are_free(
     client, upstream, monkeypatch
 ):
     check_foreign_pages(client)
@@ -484,7 +484,7 @@ def test_foreign_pages_are_refused_whether_an_answer_costs_or_not(
     check_foreign_pages(create_app({"OFFLINE_WORD_SECONDS": 0}).test_client())
 
 
-def test_too_many_answers_at_once_are_refused(client, upstream, monkeypatch):
+def test_too_many_concurrent_answers_are_refused(client, upstream, monkeypatch):
     monkeypatch.setattr(background, "MAX_AT_ONCE", 1)
     upstream.answer = silent_in_mid_answer
     body = {"prompt": "Why?"}
@@ -573,7 +573,7 @@ def test_reloads_and_more_tabs_show_the_same_and_ask_once(resume, upstream):
 
 
 @one_server
-def test_leaving_stops_nothing_and_coming_back_shows_everything(
+def test_a_disconnect_stops_nothing_and_a_reconnect_shows_everything(
     online, resume, upstream
 ):
     upstream.answer = three_steps
@@ -592,7 +592,7 @@ def test_leaving_stops_nothing_and_coming_back_shows_everything(
 
 
 @one_server
-def test_a_page_asks_no_more_after_the_end(resume, upstream):
+def test_a_page_sends_no_request_after_the_end(resume, upstream):
     asked = []
     resume.on("request", lambda one: asked.append((one.method, one.url)))
     press(resume, "Ask")
@@ -634,7 +634,7 @@ def test_page_shows_why_an_answer_is_incomplete(resume, upstream):
 
 
 @one_server
-def test_page_says_that_the_model_thinks_while_it_does(resume, upstream):
+def test_page_shows_while_the_model_is_thinking(resume, upstream):
     upstream.answer = three_steps
     end = resume.locator("#end")
     press(resume, "Ask")
@@ -660,7 +660,7 @@ def test_page_starts_over_after_a_reset(resume, upstream):
 
 
 @one_server
-def test_page_says_what_was_refused(resume, upstream):
+def test_page_shows_why_a_request_was_refused(resume, upstream):
     end = resume.locator("#end")
     with resume.expect_event("console"):
         resume.evaluate(

@@ -392,7 +392,7 @@ def test_logs_a_warning_if_too_few_open_files_are_allowed(start):
 
 
 class Browser(threading.Thread):
-    """Reads a stream as a browser does, and reconnects when it drops."""
+    """A client that reconnects as a browser does when its stream drops."""
 
     def __init__(self, port, path):
         super().__init__(daemon=True)
@@ -419,7 +419,7 @@ class Browser(threading.Thread):
                     break
 
 
-def test_a_reload_loses_and_repeats_no_id_of_200_clients(start):
+def test_a_reload_loses_and_repeats_no_event_of_200_clients(start):
     server = start("gunicorn")
     path = "/real-time-updates?interval=0.5"
     browsers = [Browser(server.port, path) for _ in range(MANY)]

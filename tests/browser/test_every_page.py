@@ -1,4 +1,4 @@
-"""Every page as a visitor uses it, with one visit per page."""
+"""Every page as a visitor uses it, in one visit per page."""
 
 import re
 
@@ -17,7 +17,7 @@ IS_WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 FONT_PX = 16
 SERVER_LINES = 12
 
-# Note what the live part has added last.
+# Record the newest part of the live part.
 WATCH = """
 () => {
   const live = document.querySelector(".live");
@@ -32,7 +32,7 @@ WATCH = """
   }
 }
 """
-# Return what is not in sight, of what a teacher shows from the last row.
+# Return what is not legible from the last row when a teacher shows it.
 OUT_OF_SIGHT = """
 ([fontPx, serverLines]) => {
   const screen = { top: 0, left: 0, bottom: innerHeight, right: innerWidth };
@@ -125,7 +125,7 @@ def open_and_close_wire(page: Page) -> None:
 
 
 def fits_a_phone(page: Page) -> bool:
-    """Return whether nothing makes it scroll sideways, with all panels open."""
+    """Return whether, with all panels open, nothing is too wide."""
     page.set_viewport_size(PHONE)
     for tab in page.locator(".tabs label").all():
         tab.click()
@@ -154,13 +154,13 @@ def test_a_lesson_can_be_read_from_the_last_row(lesson_page, name):
     if LESSONS[name].wire_beside:
         page.locator("#wire .wire").get_by_text(r"\n").first.wait_for()
     assert page.evaluate(OUT_OF_SIGHT, [FONT_PX, SERVER_LINES]) == []
-    if name != "six_connections":  # says that no connection is left
+    if name != "six_connections":  # because it shows that no connection is left
         assert below.evaluate(DISTANCE) == distance
     stop(page)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_lesson_starts_again_beside_its_bytes_and_fits_a_phone(
+def test_a_lesson_can_start_twice_shows_its_bytes_and_fits_a_phone(
     lesson_page, name
 ):
     page = lesson_page(name)
@@ -168,7 +168,7 @@ def test_a_lesson_starts_again_beside_its_bytes_and_fits_a_phone(
         open_and_close_wire(page)
         page.locator("#wire > summary").click()
     for box in page.locator("#shared").all():
-        box.check()  # or no connection is left for the panel
+        box.check()  # so that a connection is left for the panel
     for _ in range(2):
         start(page)
         rows = page.locator("#wire pre > div")
@@ -210,7 +210,7 @@ def test_tab_and_enter_skip_to_the_first_lesson(page, site):
     page.wait_for_url(f"**/demos/{NAMES[0]}")
 
 
-def test_copy_puts_the_very_file_on_the_clipboard(lesson_page):
+def test_copy_puts_exactly_the_file_on_the_clipboard(lesson_page):
     page = lesson_page("hello")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy demos/hello.py").click()
@@ -255,7 +255,9 @@ def test_a_name_that_is_imported_leads_to_its_definition(lesson_page):
     expect(definition).to_contain_text("class EventStream(Response):")
 
 
-def test_says_what_is_missing_without_javascript(browser, client, site):
+def test_a_page_explains_what_is_missing_without_javascript(
+    browser, client, site
+):
     assert "Without JavaScript" in client.get("/demos/hello").text
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
@@ -265,7 +267,7 @@ def test_says_what_is_missing_without_javascript(browser, client, site):
     context.close()
 
 
-def test_an_error_page_is_a_page(page, site):
+def test_an_error_page_looks_like_every_other_page(page, site):
     page.goto(f"{site.url}/demos/nope")
     page.get_by_role("heading", name="Not Found").wait_for()
     page.problems.clear()
