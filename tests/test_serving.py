@@ -147,13 +147,13 @@ def test_a_reload_lets_a_response_finish_but_not_a_stream_that_begins(start):
     with Upstream(answer) as upstream:
         server = start("gunicorn", OPENAI_BASE_URL=upstream.url)
         old = worker_of(server)
-        with ask(server) as whole, ask(server, stream=True) as streamed:
+        with ask(server) as complete, ask(server, stream=True) as streamed:
             wait_until(lambda: len(upstream.requests) == 2)
             server.process.send_signal(signal.SIGHUP)
             wait_until(lambda: worker_of(server) != old)
             for connection in upstream.connections:
                 connection.resume()
-            assert whole.read() == b"{}"
+            assert complete.read() == b"{}"
             with pytest.raises(http.client.IncompleteRead):
                 streamed.read()
             wait_until(lambda: not is_alive(old), STOP_SECONDS)
