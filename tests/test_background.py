@@ -607,7 +607,7 @@ def test_keeps_the_newest_of_the_ended_jobs(store, follow, monkeypatch):
     assert pairs(answer.stored()) == [STARTED, END]
 
 
-def test_an_ended_job_is_kept_for_a_set_time(follow, monkeypatch):
+def test_an_ended_job_is_kept_for_keep_seconds(follow, monkeypatch):
     job = Job()
     job.send(FINISHED)
     wait_until(job.has_ended)

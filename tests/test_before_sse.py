@@ -252,7 +252,7 @@ def test_refuses_values_out_of_range(client):
     ],
     ids=["no handshake", "no key", "another version", "another protocol"],
 )
-def test_refuses_a_request_that_is_no_handshake(server, headers):
+def test_refuses_a_request_without_a_valid_handshake(server, headers):
     with server.get("/socket", **headers) as client:
         assert client.status == 400
         assert json.loads(client.read()) == NO_HANDSHAKE

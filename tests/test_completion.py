@@ -157,7 +157,7 @@ def test_comments_are_sent_while_the_model_thinks(
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_becomes_an_event_failed_and_ends_the_stream(
+def test_a_fault_becomes_a_failed_event_and_ends_the_stream(
     client, upstream, name
 ):
     upstream.answer, sentence, texts = FAULTS[name]
@@ -252,7 +252,7 @@ def test_our_own_page_may_ask_but_no_other_origin_may_read(client, upstream):
 
 
 @pytest.mark.parametrize("path", ["/", "/demos/completion", "/nowhere"])
-def test_the_key_is_on_no_page(client, path):
+def test_no_page_contains_the_key(client, path):
     response = client.get(path)
     assert KEY not in f"{response.headers}{response.text}"
 

@@ -74,7 +74,7 @@ def test_ignores_empty_chunks():
 
 @settings(deadline=None)
 @given(st.binary(), st.lists(st.integers(0, 99)))
-def test_chunks_make_no_difference_to_any_bytes(stream, places):
+def test_the_size_of_chunks_makes_no_difference(stream, places):
     complete = list(parse_events([stream]))
     assert list(parse_events(pieces(stream, places))) == complete
 

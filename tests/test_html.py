@@ -102,7 +102,7 @@ def test_work_and_threads_end_with_the_page(caplog):
     ]
 
 
-def test_headers_let_it_stream_and_only_its_own_script_run(server):
+def test_the_headers_allow_streaming_and_only_our_own_script(server):
     digest = hashlib.sha256(SCRIPT.encode()).digest()
     source = f"'sha256-{base64.b64encode(digest).decode()}'"
     with server.get("/stream/html") as client:
@@ -129,7 +129,7 @@ def test_the_page_starts_immediately_and_the_fastest_part_comes_first(server):
         assert b"".join(chunks).strip() == b""
 
 
-def test_an_unknown_part_to_fail_is_refused(client):
+def test_an_unknown_name_of_a_part_is_refused(client):
     response = client.get("/stream/html?fail=nope")
     assert response.status_code == 400
     assert response.json == {
@@ -215,7 +215,7 @@ def test_every_part_can_be_read_without_javascript(browser, site):
             expect(page.locator("p:target")).to_have_text(f"{name}: {text}")
 
 
-def test_stop_keeps_what_has_arrived_and_stops_the_work(start, page: Page):
+def test_stop_keeps_the_parts_so_far_and_stops_the_work(start, page: Page):
     server = start("flask run")
     page.goto(f"{server.url}/demos/html")
     page.get_by_role("button", name="Start").click()
@@ -226,7 +226,7 @@ def test_stop_keeps_what_has_arrived_and_stops_the_work(start, page: Page):
     assert {"trains", "weather-part"} <= set(ids(frame))
 
 
-def test_starting_again_adds_nothing_to_the_history(lesson_page):
+def test_a_second_start_adds_nothing_to_the_history(lesson_page):
     page = lesson_page("html")
     entries = page.evaluate("history.length")
     for fail in ("trains", "weather"):

@@ -71,7 +71,7 @@ def test_adds_html_comments_to_a_page():
     )
 
 
-def test_changes_no_other_media_type():
+def test_leaves_other_media_types_unchanged():
     page = Response((part for part in ("a", "b")), mimetype="text/plain")
     assert body(page) == b"ab"
 

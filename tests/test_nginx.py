@@ -420,7 +420,7 @@ def test_a_page_gets_502_while_the_app_is_down(start, put_nginx_in_front):
         assert client.status == 502
 
 
-def test_a_stop_of_the_app_ends_streams_immediately(start, put_nginx_in_front):
+def test_stopping_the_app_ends_streams_immediately(start, put_nginx_in_front):
     server = start("gunicorn")
     nginx = put_nginx_in_front(server)
     clients = [nginx.get("/sse?interval=10") for _ in range(20)]

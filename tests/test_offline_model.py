@@ -536,7 +536,7 @@ def waiting(plug_in, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["answer", "raw.shutdown", "response"])
-def test_closing_it_in_another_thread_ends_the_pause(waiting, way):
+def test_closing_an_answer_in_another_thread_ends_the_pause(waiting, way):
     with closing(ask([user("Hi")])) as answer:
         response = answer.open()
 

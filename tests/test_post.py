@@ -118,7 +118,7 @@ def test_a_body_may_have_the_maximum_size_but_not_one_byte_more(server, framed):
         ),
     ],
 )
-def test_a_bad_request_is_refused_with_a_sentence(
+def test_a_bad_request_is_refused_with_an_error_message(
     client, query, sent, status, sentence
 ):
     response = client.post(f"/api/sse{query}", **sent)

@@ -121,7 +121,7 @@ def test_a_reconnect_gets_a_wrong_content_type(client, query, headers, last):
     assert response.data == b"data: no event\n\n"
 
 
-def test_204_has_no_body_and_a_redirect_a_relative_url(server):
+def test_204_has_no_body_and_a_redirect_has_a_relative_url(server):
     with server.get(f"{STREAM}?status=204&last=3") as client:
         assert (client.status, client.read()) == (204, b"")
     with server.get(f"{STREAM}?status=307&last=3") as client:

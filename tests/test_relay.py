@@ -374,7 +374,7 @@ def test_an_answer_that_breaks_off_ends_with_an_error(client, upstream, name):
     assert body.count(b'"error"') == 1
 
 
-def test_an_error_after_half_an_event_is_an_event_of_its_own(client, upstream):
+def test_an_error_after_half_an_event_is_a_separate_event(client, upstream):
     upstream.answer = stream(delta("One"), HALF, end="cut")
     body = without_comments(client.post(PATH, json=STREAMED).data)
     assert body == delta("One") + HALF + b"\n\n" + BROKEN_OFF

@@ -393,7 +393,7 @@ def test_a_delete_stops_the_model_even_if_redis_is_down(
     assert read_all(other, place)[-1][0] == "failed"
 
 
-def test_a_delete_is_accepted_even_if_no_more_streams_are():
+def test_a_delete_is_accepted_even_at_the_limit_of_streams():
     app = create_app({"MAX_STREAMS": 1, "OFFLINE_WORD_SECONDS": 0.2})
     client = app.test_client()
     with client.post("/answers", json={"prompt": "Why?"}) as answer:
@@ -634,7 +634,7 @@ def test_page_shows_why_an_answer_is_incomplete(resume, upstream):
 
 
 @one_server
-def test_page_shows_while_the_model_is_thinking(resume, upstream):
+def test_page_shows_that_the_model_is_thinking(resume, upstream):
     upstream.answer = three_steps
     end = resume.locator("#end")
     press(resume, "Ask")

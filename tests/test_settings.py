@@ -188,7 +188,7 @@ print(sse.KEEP_ALIVE_SECONDS, language_model.SILENCE_SECONDS,
 """
 
 
-def test_defaults_are_those_of_copied_parts():
+def test_defaults_match_those_of_copied_parts():
     done = subprocess.run(
         [sys.executable, "-c", DEFAULTS],
         cwd=PROJECT,

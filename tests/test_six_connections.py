@@ -112,7 +112,7 @@ def test_six_streams_open_and_two_hang_while_events_arrive(lesson):
     assert last_events(lesson)[6:] == [NOTHING] * 2
 
 
-def test_the_limit_is_not_a_limit_of_the_server(site):
+def test_the_server_does_not_impose_the_limit(site):
     streams = [site.get("/sse") for _ in range(STREAMS)]
     assert [stream.status for stream in streams] == [200] * STREAMS
     for stream in streams:

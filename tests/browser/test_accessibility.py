@@ -203,7 +203,7 @@ def test_tab_reaches_everything_and_axe_finds_no_problem(
     assert check("violations", "incomplete") == []
 
 
-def test_axe_reports_violations_and_what_it_cannot_judge(check, page, site):
+def test_axe_reports_violations_and_incomplete_checks(check, page, site):
     html = """<!doctype html><html lang="en"><title>A</title><main><h1>A</h1>
         <iframe title="B" srcdoc="<h2>B</h2><button></button>"></iframe>
         <p style="background: url(/static/icon.svg)">C</p></main>"""

@@ -177,7 +177,7 @@ def test_a_lesson_can_start_twice_shows_its_bytes_and_fits_a_phone(
     assert fits_a_phone(page)
 
 
-def test_the_arrow_keys_lead_to_the_neighbours(page, site):
+def test_the_arrow_keys_open_the_neighbouring_lessons(page, site):
     page.goto(f"{site.url}/demos/{NAMES[1]}")
     page.keyboard.press("ArrowRight")
     page.wait_for_url(f"**/demos/{NAMES[2]}")
@@ -185,7 +185,7 @@ def test_the_arrow_keys_lead_to_the_neighbours(page, site):
     page.wait_for_url(f"**/demos/{NAMES[1]}")
 
 
-def test_the_arrow_keys_of_a_field_are_its_own(lesson_page):
+def test_the_arrow_keys_in_a_field_open_no_other_lesson(lesson_page):
     page = lesson_page("clock")
     for field in ("#interval", "#tab-Server"):
         page.locator(field).focus()
@@ -246,7 +246,7 @@ def test_a_link_shows_the_line_to_change(lesson_page):
     assert any(one in marked.text_content() for one in snippet)
 
 
-def test_a_name_that_is_imported_leads_to_its_definition(lesson_page):
+def test_an_imported_name_links_to_its_definition(lesson_page):
     page = lesson_page("clock")
     page.get_by_text("docstring and imports").click()
     page.get_by_role("link", name="EventStream").click()
@@ -267,7 +267,7 @@ def test_a_page_explains_what_is_missing_without_javascript(
     context.close()
 
 
-def test_an_error_page_looks_like_every_other_page(page, site):
+def test_an_error_page_has_its_error_as_a_heading(page, site):
     page.goto(f"{site.url}/demos/nope")
     page.get_by_role("heading", name="Not Found").wait_for()
     page.problems.clear()

@@ -192,7 +192,7 @@ def test_it_opens_before_the_first_tick_and_cleans_up_at_the_second(
     "no thought is lost or repeated",
     "only the Wire panel shows why",
 )
-def test_thoughts_resume_and_a_refusal_is_shown_by_the_bytes(
+def test_thoughts_resume_and_the_wire_shows_why_a_question_is_refused(
     reloading, reloading_page, events_of
 ):
     page = reloading_page("thinking")
@@ -231,7 +231,7 @@ def test_ten_events_carry_as_many_messages_as_ten_thousand(lesson_page):
 
 
 @tries("completion", "to `Event(text.upper(), id=id)`", "in capitals")
-def test_the_answer_comes_in_capitals(reloading, reloading_page):
+def test_the_answer_is_in_capitals(reloading, reloading_page):
     reloading.change("completion", "Event(text, id", "Event(text.upper(), id")
     page = reloading_page("completion")
     press(page, "Ask")
