@@ -32,7 +32,7 @@ MARKUP = "<img src=x onerror=alert(1)><b>&amp;"
 
 @pytest.fixture
 def put(client):
-    """Write a text; return the status, the body and the ETag."""
+    """Return a function that writes a text through the test client."""
 
     def put(text, if_match, author="Ada"):
         answer = client.put(
@@ -231,7 +231,7 @@ def test_while_redis_is_down_only_writing_fails(
 
 @pytest.fixture
 def stream(client):
-    """Open the stream through the test client; return its events."""
+    """Return a function that opens the stream through the test client."""
     with ExitStack() as opened:
 
         def stream(last: str | None = None) -> Iterator[Event]:
@@ -296,7 +296,7 @@ def test_after_a_restart_old_versions_are_unknown(put, stream, monkeypatch):
 def write(
     server: Server, text: str, if_match: str, author: str = "Ada"
 ) -> tuple[int, dict, str | None]:
-    """Write over a real connection; return status, body and ETag."""
+    """Write over a real connection. Return the status, body and ETag."""
     body = json.dumps({"text": text, "author": author}).encode()
     headers = {"Content-Type": JSON, "If-Match": if_match}
     with Client(server.port, "PUT", "/document", body, headers) as client:

@@ -229,7 +229,7 @@ def test_an_unusual_answer_is_read_completely_in_any_framing(
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
 
 
-# What real APIs send, and the official client
+# Answers of real APIs, and the official client
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_raises_every_error_even_if_the_official_client_does_not(
     assert (texts, str(raised), raised.status) == (["Hello"], REPORTED, 502)
 
 
-# What goes wrong
+# Faults
 
 
 def check_hides_the_key(error: ModelError, answer: Answer, key: str) -> None:
@@ -382,7 +382,7 @@ def test_an_open_answer_does_not_show_the_key(upstream):
 @pytest.mark.parametrize(
     "answer",
     [stream(*HELLO, end="silent"), never_ending],
-    ids=["silent", "writing on"],
+    ids=["silent", "endless"],
 )
 def test_done_ends_an_answer_even_if_its_upstream_does_not(upstream, answer):
     upstream.answer = answer

@@ -383,7 +383,7 @@ def reader(own_app, put_nginx_in_front, page):
     page.problems.clear()
 
 
-def said(page, words):
+def log_line(page, words):
     return page.locator("#log").get_by_text(words, exact=True)
 
 
@@ -391,7 +391,7 @@ def test_a_browser_reconnects_after_a_reload_of_the_app(reader, own_app):
     # By the time the browser reconnects, the old worker has stopped.
     reader.locator("[name=retry]").fill("1500")
     press(reader, "Start")
-    said(reader, "event 1").wait_for()
+    log_line(reader, "event 1").wait_for()
     own_app.process.send_signal(signal.SIGHUP)
     back = reader.locator("#timeline text").filter(has_text="reconnected")
     back.wait_for()
@@ -403,13 +403,13 @@ def test_a_browser_reconnects_once_the_app_has_restarted(
 ):
     reader.locator("[name=retry]").fill("100")
     press(reader, "Start")
-    said(reader, "event 1").wait_for()
+    log_line(reader, "event 1").wait_for()
     own_app.stop()
     expect(reader.locator("#state")).to_have_text("reconnecting")
     crosses = reader.locator("#timeline path.cross")
     expect(crosses.nth(2)).to_be_attached()
     start("gunicorn", port=own_app.port)
-    said(reader, "event 2").wait_for()
+    log_line(reader, "event 2").wait_for()
 
 
 def test_a_page_gets_502_while_the_app_is_down(start, put_nginx_in_front):

@@ -26,7 +26,7 @@ JSON = "application/json"
 
 @pytest.fixture
 def send(client):
-    """Send a notification and return the id in the answer."""
+    """Return a function that sends a notification and returns its id."""
 
     def send(text: str, level: str = "info") -> str:
         answer = client.post(
@@ -41,7 +41,7 @@ def send(client):
 
 @pytest.fixture
 def stream(client):
-    """Open the stream through the test client; return its events."""
+    """Return a function that opens the stream through the test client."""
     with ExitStack() as opened:
 
         def stream(last: str | None = None) -> Iterator[Event]:
@@ -66,7 +66,7 @@ def test_each_client_reconnects_after_2_to_5_seconds(client, path):
 
 
 def place(events: Iterator[Event]) -> str:
-    """Read the first event; return the id to resume from."""
+    """Read the first event, and return the id to resume from."""
     event = next(events)
     assert event.event == "begin"
     assert event.data == event.id

@@ -226,7 +226,7 @@ def test_the_channel_keeps_no_more_than_the_history(store):
 
 @pytest.fixture
 def stream(client):
-    """Open the stream through the test client; return its events."""
+    """Return a function that opens the stream through the test client."""
     with ExitStack() as opened:
 
         def stream(query: str = "", last: str | None = None) -> Iterator[Event]:

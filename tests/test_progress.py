@@ -124,7 +124,7 @@ def test_clients_start_at_the_newest_event_and_a_delete_ends_the_job(server):
 
 @pytest.fixture
 def post(client):
-    """Post a body to /jobs through the test client; end the jobs afterwards."""
+    """Return a function that posts to /jobs. End the jobs after the test."""
     paths = []
 
     def post(body: bytes, media_type="application/json", **headers):

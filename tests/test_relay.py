@@ -93,7 +93,7 @@ def check_error(response, status: int, sentence: str) -> None:
     assert response.json == official_error(status, sentence)
 
 
-# What the upstream gets
+# Requests to the upstream
 
 
 def test_unknown_fields_are_forwarded_with_the_key_of_the_server(
@@ -142,7 +142,7 @@ def test_the_key_of_the_client_is_never_forwarded(
     assert upstream.requests[0].headers["Authorization"] is None
 
 
-# What the client gets
+# Responses to the client
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)

@@ -99,7 +99,7 @@ def refusal(client: Client) -> tuple[int, str]:
     return client.status, body["error"]
 
 
-def said(events) -> list[tuple[str, str]]:
+def summary(events) -> list[tuple[str, str]]:
     """Return the type and text of each event, without `waiting` events."""
     pairs = []
     for one in events:
@@ -120,7 +120,7 @@ def read_all(
     """Read an answer to its end, and return its events."""
     with server.get(place, **headers) as client:
         assert client.status == 200
-        return said(parse_events(client.chunks()))
+        return summary(parse_events(client.chunks()))
 
 
 def until(
@@ -129,7 +129,7 @@ def until(
     """Read until this text arrives, disconnect, and return its event."""
     with server.get(place, **headers) as client:
         for one in parse_events(client.chunks()):
-            if said([one]) == [("message", text)]:
+            if summary([one]) == [("message", text)]:
                 return one
     raise AssertionError("the stream ended too early")
 
@@ -203,7 +203,7 @@ def test_silence_is_reported_and_finally_becomes_a_fault(
     path = client.post("/answers", json={"prompt": "Why?"}).location
     events = list(parse_events([client.get(path).data]))
     assert events[-2].event == "waiting"
-    assert said(events) == [
+    assert summary(events) == [
         *texts("Hello"),
         ("failed", "The language model fell silent."),
     ]
@@ -216,7 +216,7 @@ def test_silence_is_reported_and_finally_becomes_a_fault(
 def test_an_offline_answer_has_the_same_form(prompt, beginning):
     client = create_app({"OFFLINE_WORD_SECONDS": 0}).test_client()
     path = client.post("/answers", json={"prompt": prompt}).location
-    started, *pieces = said(parse_events([client.get(path).data]))
+    started, *pieces = summary(parse_events([client.get(path).data]))
     assert started == ("started", "")
     assert pieces.pop() == END
     assert {type for type, _ in pieces} == {"message"}
@@ -235,7 +235,7 @@ def test_deltas_are_sent_immediately(online, upstream):
         upstream.resume()
         read_until(chunks, b'{"text":"two "}\n\n')
         upstream.resume()
-        assert said(parse_events(chunks)) == [("message", "three"), END]
+        assert summary(parse_events(chunks)) == [("message", "three"), END]
 
 
 @one_server
@@ -263,13 +263,13 @@ def test_an_answer_is_paid_for_once_however_often_it_is_read(online, upstream):
         upstream.resume()
         upstream.resume()
         for chunks in streams:
-            assert said(parse_events(chunks)) == everything[2:]
+            assert summary(parse_events(chunks)) == everything[2:]
     with online.get(place) as client:
         events = list(parse_events(client.chunks()))
-    assert said(events) == everything
+    assert summary(events) == everything
     for number, one in enumerate(events[:-1], start=1):
         rest = read_all(online, place, Last_Event_ID=one.id)
-        assert rest == said(events[number:])
+        assert rest == summary(events[number:])
     with online.get(place, Last_Event_ID=events[-1].id) as client:
         assert (client.status, client.read()) == (204, b"")
     assert len(upstream.requests) == 1
@@ -331,7 +331,7 @@ def test_nothing_is_lost_or_repeated_while_redis_is_down(
         shared_redis.start()
         rest = [("message", "two "), ("message", "three"), END]
         for chunks in readers:
-            assert said(parse_events(chunks)) == rest
+            assert summary(parse_events(chunks)) == rest
     assert read_all(other, place) == [*texts("One "), *rest]
     assert len(upstream.requests) == 1
 
@@ -370,7 +370,7 @@ def test_a_delete_at_another_server_stops_the_model(two_servers, upstream):
         read_until(reader.chunks(), b"Hello")
         with delete(second, place) as answer:
             assert answer.status == 204
-        events = said(parse_events(reader.chunks()))
+        events = summary(parse_events(reader.chunks()))
         assert events == [("failed", STOPPED)]
     wait_until(upstream.connections[0].disconnected.is_set, NOTICE_SECONDS)
 
@@ -401,7 +401,7 @@ def test_a_delete_is_accepted_even_at_the_limit_of_streams():
     with client.get(place) as reader:
         assert client.get(place).status_code == 503
         assert client.delete(place).status_code == 204
-        *_, end = said(parse_events(reader.response))
+        *_, end = summary(parse_events(reader.response))
         assert end == ("failed", STOPPED)
 
 
@@ -470,7 +470,7 @@ def check_foreign_pages(client) -> None:
             assert response.json == {"error": FOREIGN}
             assert "Access-Control-Allow-Origin" not in response.headers
     with client.get(path, headers={"Sec-Fetch-Site": "same-origin"}) as stream:
-        assert said(parse_events(stream.response))[-1] == END
+        assert summary(parse_events(stream.response))[-1] == END
         assert "Access-Control-Allow-Origin" not in stream.headers
 
 

@@ -67,7 +67,7 @@ def wait_for_same_event(*pages: Page) -> None:
 
 @pytest.fixture
 def asked(page) -> list:
-    """The requests for the stream that all windows have sent."""
+    """The requests for the stream, from all windows."""
     requests = []
     page.context.on(
         "request",

@@ -161,7 +161,7 @@ def start(page):
 
 
 def tab_through(page):
-    """Press Tab once around the page. Open every panel. Return the stops."""
+    """Tab once around the page, open every panel, and return the stops."""
     stops = []
     while len(stops) < MOST_STOPS:
         page.keyboard.press("Tab")
