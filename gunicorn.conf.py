@@ -25,7 +25,7 @@ bind = f"127.0.0.1:{os.environ.get('FLASK_RUN_PORT', 5000)}"
 worker_class = StreamingWorker  # each stream is a greenlet, not a thread
 
 # Processes share events only through Redis. With it, run one worker for each
-# core that this process may use. macOS doesn't say which, so count them all.
+# core that this process may use. macOS doesn't report them, so count all.
 workers, reason = 1, "set REDIS_URL to share events between several"
 if os.environ.get("REDIS_URL"):
     cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))
@@ -34,11 +34,11 @@ if os.environ.get("REDIS_URL"):
 # Leave room for pages and 503 responses, beyond the limit on streams.
 worker_connections = int(os.environ.get("FLASK_MAX_STREAMS", 1000)) + 200
 
-# Slow clients need more than the default 2 s, but idle ones take up slots.
+# Slow clients need more than the default of 2 s. Idle ones take up slots.
 keepalive = 15
 
-# A prompt of 4000 characters makes a URL of up to 48 kB. Werkzeug accepts 64,
-# gunicorn at most 8 unless this limit is raised; 0 would mean no limit at all.
+# A prompt of 4000 characters makes a URL of up to 48 kB. Werkzeug accepts 64.
+# gunicorn accepts 8 unless this limit is raised. 0 would mean no limit at all.
 gunicorn.http.message.MAX_REQUEST_LINE = 64 * 1024
 limit_request_line = 64 * 1024 - 1
 control_socket_disable = True  # nothing here uses it

@@ -6,15 +6,15 @@ block runs. None runs after QUIT or INT either. This worker follows six rules:
 
 1. A stream is a response of the type text/event-stream, or a request to upgrade
    to a WebSocket. All other requests may finish.
-2. Once `alive` is false, streams end: GreenletExit is raised where each waits,
-   so its `finally` runs, and its socket is shut down, so the client reconnects.
-   There is only one GreenletExit, as a second one would interrupt a `finally`.
+2. Once `alive` is false, streams end. The worker raises GreenletExit where each
+   one waits, so its `finally` runs. It shuts down the socket, so the client
+   reconnects. It does so only once, because twice could interrupt a `finally`.
 3. Once `alive` is false, idle connections soon stop reading, so they end.
-4. QUIT, which Ctrl-C sends twice, waits up to QUIT_SECONDS for every `finally`.
-5. Each part of a stream is sent as one chunk (RFC 9112, section 7.1), in half
-   the CPU time that gunicorn takes. After TURN parts, other greenlets may run.
+4. After QUIT, it waits up to QUIT_SECONDS for each `finally`. Ctrl-C sends two.
+5. It sends each part of a stream as one chunk (RFC 9112, section 7.1), in half
+   of gunicorn's CPU time. After TURN parts, it lets other greenlets run.
 6. Linux drops a client that reads or acknowledges nothing for SILENCE_MS.
-   `keepalive` limits how long a request's head may take, and LIMITS its body.
+   `keepalive` limits the time for a request's head, LIMITS that for its body.
 """
 
 import socket
@@ -31,7 +31,7 @@ LIMITS = {"idle": LOOK_SECONDS, "request": 30.0, "stream": 0.0}
 
 
 class StreamingWorker(GeventWorker):
-    open, quitting = {}, None  # `open` is by greenlet; see `note`
+    open, quitting = {}, None  # `open` maps greenlets; see `note`
 
     def load_wsgi(self):
         """Detect streams (1), and chunk those that gunicorn would chunk (5)."""
@@ -70,12 +70,12 @@ class StreamingWorker(GeventWorker):
         self.note(client, "request")
         super().handle_request(listener_name, req, client, addr)
         if gevent.getcurrent() not in self.open:
-            raise StopIteration  # it was ended (2, 6): accept no more requests
+            raise StopIteration  # it has ended (2, 6): accept no more requests
         self.note(client, "idle")
 
     def watch(self):
         while True:
-            list(self.end_connections())  # others become due over time
+            list(self.end_connections())  # more become due over time
             gevent.sleep(LOOK_SECONDS)
 
     def end_connections(self):

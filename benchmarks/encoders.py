@@ -1,4 +1,4 @@
-"""Compare encoding and parsing events with other libraries."""
+"""Compare how fast this app and other libraries encode and parse events."""
 
 import timeit
 from collections.abc import Callable, Iterable, Iterator

@@ -5,7 +5,7 @@
 Runs the generator of the lesson `markdown` on answers that arrive in tokens of
 four characters, 200 a second by a simulated clock. For each size, prints the
 CPU time and the bytes sent, both per byte of Markdown. The generator renders
-the open block again and again, at most ten times a second.
+the open block repeatedly, at most ten times a second.
 """
 
 import time

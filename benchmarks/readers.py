@@ -1,4 +1,4 @@
-"""The load generator: any number of event stream clients, on plain sockets.
+"""The load generator: any number of event stream clients on plain sockets.
 
 It runs in the measuring process, on a core that no server uses.
 """
@@ -11,11 +11,11 @@ import time
 from dataclasses import dataclass, field
 
 BUFFER_BYTES = 256 * 1024
-RESET = struct.pack("ii", 1, 0)  # on close, so that its port is free again
-MAX_PENDING = 20  # connections that wait for their first bytes
-SILENCE_SECONDS = 30  # after this long, a server will not answer
+RESET = struct.pack("ii", 1, 0)  # closing frees the port immediately
+MAX_PENDING = 20  # connections without a first byte
+SILENCE_SECONDS = 30  # then the server counts as failed
 LAST_CHUNK = b"0\r\n\r\n"
-WORD = b"word"  # the answers repeat it
+WORD = b"word"  # which the answers repeat
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Readers:
     unit: the bytes to count, which each event contains once.
     sent_at: a pattern that finds the time in ms at which an event was sent.
 
-    Raises ConnectionError if a stream does not begin, or ends.
+    Raises ConnectionError if a stream does not start, or if it ends.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Readers:
     def _begun(self) -> set[int]:
         ready = self._receive(SILENCE_SECONDS)
         if not ready:
-            raise ConnectionError("The server does not begin a stream.")
+            raise ConnectionError("The server did not start a stream.")
         return ready
 
     def _receive(self, timeout: float) -> set[int]:
@@ -98,7 +98,7 @@ class Readers:
             self._receive(left)
         while self._reading.count < at_least:
             if not self._receive(SILENCE_SECONDS):
-                raise ConnectionError("The server does not send an event.")
+                raise ConnectionError("The server did not send an event.")
         self._reading.busy = (time.process_time() - busy) / seconds
         return self._reading
 
@@ -109,7 +109,7 @@ class Readers:
 
 
 def request(port: int, path: str) -> socket.socket:
-    """Return a connection on which this path has been requested."""
+    """Request a path, and return the connection."""
     client = socket.create_connection(("127.0.0.1", port))
     client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return client
@@ -132,7 +132,7 @@ def read_answers(port: int, path: str, number: int) -> list[float]:
     while answers:
         ready = poll.poll(SILENCE_SECONDS)
         if not ready:
-            raise ConnectionError("The server does not finish its answers.")
+            raise ConnectionError("The server did not finish its answers.")
         for descriptor, _ in ready:
             data = answers[descriptor].recv(BUFFER_BYTES)
             if not data:

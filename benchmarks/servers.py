@@ -1,7 +1,7 @@
 """The measured servers: this app and its peers.
 
-Each runs on its own core. Its CPU time and memory are those of all its
-processes. Linux only.
+A server gets its own core. Its CPU time and memory are those of all its
+processes. This needs Linux.
 """
 
 import os

@@ -1,6 +1,6 @@
 """This app, with the current time instead of random numbers.
 
-From it, a client of `numbers` can compute how long an event took to arrive.
+A client of `numbers` compares it with its own clock to get the delay.
 """
 
 import time

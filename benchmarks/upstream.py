@@ -1,4 +1,4 @@
-"""A fake language model API, whose deltas arrive at a steady rate.
+"""A fake language model API that sends deltas at a steady rate.
 
 python -m benchmarks.upstream PORT DELTAS
 """

@@ -30,11 +30,13 @@ def pulses() -> list[threading.Thread]:
 
 @pytest.fixture(autouse=True)
 def fresh_broker(monkeypatch) -> Iterator[None]:
-    """Start as in a new process. The test must not leave a thread behind.
+    """Start with a new broker. All its threads must end after the test.
 
-    `create_app` plugs in another broker, so create the app earlier or never.
+    `create_app` plugs in another broker, so create the app first or not at all.
     """
-    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)  # threads end soon
+    monkeypatch.setattr(
+        redis_broker, "BLOCK_MS", 10
+    )  # so that threads end soon
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
     monkeypatch.setattr(broker, "BROKER", MemoryBroker())
     yield
@@ -66,7 +68,7 @@ def read(channel):
 
 
 def take(events, count, seconds=30) -> list[Event]:
-    """Return the next events, without the silence between them."""
+    """Return the next `count` events, and skip the silence between them."""
     taken, deadline = [], time.monotonic() + seconds
     while len(taken) < count:
         event = next(events)
@@ -77,7 +79,7 @@ def take(events, count, seconds=30) -> list[Event]:
 
 
 def take_texts(events, count) -> list[str]:
-    """Return the next events: the type, if there is one, or the data."""
+    """Return the type of each next event, or its data if it has no type."""
     return [
         event.data if event.event is None else event.event
         for event in take(events, count)
@@ -89,7 +91,7 @@ def publish_all(channel, *texts, **options) -> list[str]:
 
 
 def wait_for_the_next_millisecond() -> None:
-    """Wait until the next event id will have a later time than the last."""
+    """Wait until a new event id would have a later time than the last."""
     now = time.time_ns()
     wait_until(lambda: time.time_ns() > now + 2_000_000)
 
@@ -98,8 +100,8 @@ def wait_for_the_next_millisecond() -> None:
 def hasty_threads():
     """Switch threads at random bytecodes of broker.py.
 
-    Python itself rarely switches between two bytecodes, and between some of
-    them never. Without this fixture, a race would show up once a year.
+    Python itself rarely switches between two given bytecodes, and sometimes
+    never. Without this fixture, a race would show up once a year.
     """
     choose = random.Random(0)
 
@@ -120,10 +122,10 @@ def hasty_threads():
 
 
 class Walker:
-    """A client that moves from machine to machine, and checks what it gets.
+    """A client that moves between machines, and checks what it receives.
 
-    It must get each event after its last one, once and in order. Or it must get
-    `reset`, with the id of an event that it missed, and then all later events.
+    It must receive every later event, once and in order. If it misses events,
+    it must receive `reset` with the id of one of them, and then all later ones.
     """
 
     def __init__(self, ids: list[str]):
@@ -142,7 +144,7 @@ class Walker:
             self.events.close()
 
     def read(self, count: int) -> None:
-        """Read `count` events, or fewer if there is silence."""
+        """Read up to `count` events. Stop early if the channel is silent."""
         for _ in range(count):
             event = next(self.events, None)
             if event is None:

@@ -35,7 +35,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Return as soon as `condition` holds. Fail if it does not in time."""
+    """Wait until `condition` is true. Fail if that takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition timed out"
@@ -43,7 +43,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 def need(*programs: str) -> str:
-    """Return the path of one of these programs, or skip the test."""
+    """Return the path of the first program found, or skip the test."""
     for program in programs:
         if path := shutil.which(program):
             return path
@@ -57,8 +57,8 @@ def lack(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-# Each worker of xdist has its own ports, and uses none of them twice. The
-# system would soon assign the same port to another test, or to a client.
+# Each xdist worker has its own range of ports, and uses every port only once.
+# The system would soon assign the same port to another test or a client.
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 _ports = count(11_000 + 2_000 * _worker + randrange(1_000))
 
@@ -70,7 +70,7 @@ def free_port() -> int:
 
 
 class Server:
-    """The app in its own process, started as the README says."""
+    """The app in its own process, started as in the README."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Server:
             self.log.append(line.rstrip("\n"))
 
     def _is_up(self) -> bool:
-        """Return whether it answers. gunicorn listens before it answers."""
+        """Return whether it responds. gunicorn listens before it can."""
         try:
             with self.get("/") as client:
                 return client.status > 0
@@ -135,9 +135,9 @@ class Server:
 
 
 class Client:
-    """One request over a real socket. Its response is read as it arrives.
+    """One request over a real socket, and its response as it arrives.
 
-    In keyword arguments, header names contain `_` instead of `-`.
+    Headers are keyword arguments, with `_` instead of `-` in their names.
     """
 
     def __init__(self, port, method, path, body=None, headers=()):
@@ -171,7 +171,7 @@ class Client:
         return self.response.read()
 
     def close(self) -> None:
-        """Disconnect, like a browser when its tab is closed."""
+        """Disconnect, as a browser does when its tab is closed."""
         if self._response is not None:
             self._response.close()
         self.connection.close()
@@ -184,7 +184,7 @@ class Client:
 
 
 class RedisServer:
-    """A Redis server for the tests. It loses nothing when it is killed."""
+    """A Redis server that loses no data when it is killed."""
 
     def __init__(self, folder: Path):
         self.port = free_port()
@@ -259,7 +259,7 @@ def server(request) -> Iterator[Server]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Server]]:
-    """Start servers with other settings. They stop at the end of the test."""
+    """Return a function that starts servers, which stop after the test."""
     running: list[Server] = []
 
     def start(command: str, **options) -> Server:
@@ -290,7 +290,7 @@ def _no_upstream_and_no_redis(monkeypatch):
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory) -> Iterator[RedisServer]:
-    """A shared Redis server, which no test stops."""
+    """A shared Redis server. No test stops it."""
     running = RedisServer(tmp_path_factory.mktemp("redis"))
     yield running
     running.stop()
@@ -298,7 +298,7 @@ def redis_server(tmp_path_factory) -> Iterator[RedisServer]:
 
 @pytest.fixture(params=["memory", "redis"])
 def store(request, monkeypatch, app) -> None:
-    """Keep the lessons' channels in memory or in Redis. All are empty."""
+    """Keep the lessons' channels in memory or in Redis, and empty them."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
     if request.param == "redis":
@@ -364,13 +364,13 @@ def renew(page) -> None:
 
 @pytest.fixture(scope="session")
 def used_pages() -> list:
-    """Pages to reuse, because opening one takes a second of CPU time."""
+    """Pages to reuse, because opening a page takes a second of CPU time."""
     return []
 
 
 @pytest.fixture
 def page(request, browser, used_pages):
-    """A browser page. The test fails if its console shows an error.
+    """A browser page. The test fails if its console shows a problem.
 
     Tests share pages. A test that does something irreversible, such as adding
     an init script, needs the mark `own_page`.
@@ -402,7 +402,7 @@ def page(request, browser, used_pages):
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Server]:
-    """The app for browser tests, under `flask run` as on a laptop."""
+    """The app for browser tests, run with `flask run` as on a laptop."""
     running = Server("flask run")
     yield running
     running.stop()
@@ -457,7 +457,7 @@ def online(online_server) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def offline(command) -> Iterator[Server]:
-    """The app with the offline model, which does not pause."""
+    """The app with an offline model that does not pause."""
     running = Server(command, FLASK_OFFLINE_WORD_SECONDS="0")
     yield running
     running.stop()
@@ -471,7 +471,7 @@ def upstream(port) -> Iterator[Upstream]:
 
 
 def read_until(chunks: Iterator[bytes], part: bytes) -> bytes:
-    """Return everything received, as soon as `part` has arrived."""
+    """Read until `part` has arrived. Return everything received."""
     received = b""
     for piece in chunks:
         received += piece
@@ -480,6 +480,6 @@ def read_until(chunks: Iterator[bytes], part: bytes) -> bytes:
     raise AssertionError(f"the stream ended with {received!r}")
 
 
-def spoken(body: bytes) -> bytes:
+def without_comments(body: bytes) -> bytes:
     """Return an event stream without the keep-alive comments."""
     return re.sub(rb"(?m)^:\n|^: keep-alive\n\n", b"", body)

@@ -6,7 +6,7 @@ A dispatched event is written as (event type, data, last event ID).
 BOM = b"\xef\xbb\xbf"
 MIB = b"x" * 2**20
 
-# Most cases test whether, and where, one of these two is dispatched.
+# Most cases test whether one of these events is dispatched, and when.
 A = ("message", "a", "")
 B = ("message", "b", "")
 A1 = ("message", "a", "1")
@@ -174,12 +174,12 @@ ENCODED = {
     "JSON empty object": ({"data": {}}, b"data: {}\n\n", ("message", "{}", "")),
 }
 
-# name: (the bytes of the whole stream, what a browser dispatches)
+# name: (the bytes of the complete stream, what a browser dispatches)
 STREAMS = {
     "nothing": (b"", []),
     "one event": (b"data: a\n\n", [A]),
     "two events": (b"data: a\n\ndata: b\n\n", [A, B]),
-    # One byte order mark is dropped, and only at the very start.
+    # Only one byte order mark is dropped, and only at the very start.
     "BOM": (BOM + b"data: a\n\n", [A]),
     "two BOMs": (BOM + BOM + b"data: a\n\ndata: b\n\n", [B]),
     "BOM alone": (BOM, []),
@@ -195,7 +195,7 @@ STREAMS = {
     "BOM cut short": (BOM[:2] + b"data: a\n\ndata: b\n\n", [B]),
     "BOM of UTF-16": (b"\xfe\xffdata: a\n\ndata: b\n\n", [B]),
     "space before the BOM": (b" " + BOM + b"data: a\n\ndata: b\n\n", [B]),
-    # Lines end only in CRLF, LF or CR, which may be mixed.
+    # Lines end with CRLF, LF or CR only, which may be mixed.
     "CR": (b"data: a\r\rdata: b\r\r", [A, B]),
     "CRLF": (b"data: a\r\n\r\ndata: b\r\n\r\n", [A, B]),
     "CRLF is one line end": (
@@ -227,7 +227,7 @@ STREAMS = {
     # A line with a colon is a field. If the colon comes first, it is a comment.
     "comment": (b": c\ndata: a\n\n", [A]),
     "comment alone": (b": c\n\n", []),
-    "comment of a colon": (b":\n\ndata: a\n\n", [A]),
+    "comment of only a colon": (b":\n\ndata: a\n\n", [A]),
     "comment that looks like a field": (b":data: a\n\n", []),
     "comment between lines of data": (
         b"data: a\n: c\ndata: b\n\n",
@@ -279,13 +279,13 @@ STREAMS = {
         [("message", "\n\n", "")],
     ),
     "no data": (b"event: tick\nid: 1\nretry: 9\n\n", []),
-    "data after an event without": (b"event: tick\n\ndata: a\n\n", [A]),
-    "blank line without its event": (b"\n\ndata: a\n\n\n\n", [A]),
+    "data after an event without data": (b"event: tick\n\ndata: a\n\n", [A]),
+    "blank lines without an event": (b"\n\ndata: a\n\n\n\n", [A]),
     "unfinished event": (b"data: a\n\ndata: b\n", [A]),
     "unfinished event, CR": (b"data: a\r\rdata: b\r", [A]),
     "unfinished event, CRLF": (b"data: a\r\n\r\ndata: b\r\n", [A]),
     "unfinished line": (b"data: a\n\ndata: b", [A]),
-    "unfinished line of a space": (b"data: a\n\ndata: b\n ", [A]),
+    "unfinished line with a space": (b"data: a\n\ndata: b\n ", [A]),
     "unfinished character": (b"data: a\n\ndata: \xe4\xbd", [A]),
     "unfinished everything": (b"data: a", []),
     "unfinished comment": (b"data: a\n\n: c", [A]),
@@ -312,7 +312,7 @@ STREAMS = {
     "empty event type": (b"event:\ndata: a\n\n", [A]),
     "event without a colon": (b"event\ndata: a\n\n", [A]),
     "empty event type last": (b"event: tick\nevent\ndata: a\n\n", [A]),
-    "event type of a space": (b"event:  \ndata: a\n\n", [(" ", "a", "")]),
+    "event type that is a space": (b"event:  \ndata: a\n\n", [(" ", "a", "")]),
     "event type with spaces": (
         b"event:  a b \ndata: a\n\n",
         [(" a b ", "a", "")],
@@ -359,7 +359,7 @@ STREAMS = {
     ),
     "id of an unfinished event": (b"data: a\n\nid: 1\ndata: b\n", [A]),
     "id with a NUL": (b"id: 1\0\ndata: a\n\n", [A]),
-    "id of a NUL": (b"id: 1\nid: \0\ndata: a\n\n", [A1]),
+    "id that is a NUL": (b"id: 1\nid: \0\ndata: a\n\n", [A1]),
     "id with a NUL keeps the old one": (
         b"id: 1\ndata: a\n\nid: 2\0\ndata: b\n\n",
         [A1, B1],
@@ -375,7 +375,7 @@ STREAMS = {
     # The reconnection time is not part of any event.
     "retry": (b"retry: 500\ndata: a\n\n", [A]),
     "retry alone": (b"retry: 500\n\ndata: a\n\n", [A]),
-    "retry of no number": (b"retry: soon\ndata: a\n\n", [A]),
+    "retry that is no number": (b"retry: soon\ndata: a\n\n", [A]),
     "empty retry": (b"retry\nretry:\ndata: a\n\n", [A]),
     "negative retry": (b"retry: -1\ndata: a\n\n", [A]),
     "huge retry": (b"retry: " + b"9" * 5000 + b"\ndata: a\n\n", [A]),

@@ -1,4 +1,4 @@
-"""Packages from the npm registry that only the tests need."""
+"""Install npm packages that only the tests need."""
 
 import subprocess
 import tarfile
@@ -14,7 +14,7 @@ def unpack(packages: dict[str, str], folder: Path) -> Path:
     for name, version in packages.items():
         stem = name.removeprefix("@").replace("/", "-")
         with tarfile.open(folder / f"{stem}-{version}.tgz") as files:
-            # Python before 3.11.4 has no filters. 3.14 requires one.
+            # Python before 3.11.4 has no filters. Python 3.14 needs one.
             files.extraction_filter = lambda member, path: member
             files.extractall(folder / name)
     return folder

@@ -1,4 +1,4 @@
-"""Find out from its imports which files a lesson or a part needs."""
+"""Find the files that a lesson or a part needs, from its imports."""
 
 import ast
 from pathlib import Path
@@ -14,7 +14,7 @@ PARTS = (
     "language_model",
     "growing_markdown",
 )
-"""The files to copy."""
+"""The parts, which users copy along with a lesson."""
 
 
 def imports(path: Path) -> set[str]:

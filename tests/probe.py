@@ -1,4 +1,4 @@
-"""The app, with additional views for tests."""
+"""The app with additional views for tests."""
 
 import gc
 import inspect
@@ -41,7 +41,7 @@ def slow_clean_up():
 
 @app.get("/replay")
 def replay():
-    """Count the turns that a busy stream leaves to another thread."""
+    """Count the turns that another thread gets during a busy stream."""
     turns, ended = [], threading.Event()
 
     def take_turns():

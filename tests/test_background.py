@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
-from conftest import spoken, wait_until
+from conftest import wait_until, without_comments
 from werkzeug.exceptions import NotFound, ServiceUnavailable
 
 import background
@@ -55,7 +55,7 @@ class Job:
         self.send(FAILED)
 
     def send(self, *items: str | Event | Exception | None) -> None:
-        """Make it yield text or an event, raise an exception, or return."""
+        """Make the job yield text or an event, raise an error, or return."""
         for item in items:
             self._items.put(item)
 
@@ -98,7 +98,7 @@ class Follower(threading.Thread):
 
     def result(self) -> list[tuple[str, str]]:
         self.join(30)
-        assert not self.is_alive(), "it waits forever"
+        assert not self.is_alive(), "the stream does not end"
         return pairs(self.events)
 
 
@@ -201,7 +201,7 @@ def test_a_client_gets_exactly_these_bytes(store, follow, monkeypatch):
     job.send("a\nb", FINISHED)
     response = follow(job.id)
     assert response.content_type == "text/event-stream"
-    body = spoken(b"".join(response.iter_encoded()))
+    body = without_comments(b"".join(response.iter_encoded()))
     assert re.sub(rb"id: \d+-\d+\n", b"id\n", body) == (
         b"id\nevent: started\ndata: \n\n"
         b"id\ndata: a\ndata: b\n\n"
@@ -376,7 +376,7 @@ def test_nothing_follows_the_end_even_if_the_interrupt_fails(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_job_without_end_is_ended_while_all_its_events_are_kept(
+def test_an_endless_job_ends_before_any_of_its_events_is_discarded(
     store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "MAX_EVENTS", 20)
@@ -484,7 +484,7 @@ def carry(source: socket.socket, target: socket.socket) -> None:
 
 
 class TwoPlaces:
-    """One broker for the thread that creates it, and one for all others."""
+    """One broker for the thread that creates it, and one for other threads."""
 
     def __init__(self, here: RedisBroker, elsewhere: RedisBroker):
         self._brokers, self._thread = (here, elsewhere), threading.get_ident()
@@ -523,7 +523,7 @@ def test_stop_ends_a_job_that_publishes_without_a_pause(distant_store, stop):
     assert pairs(job.stored()) == everything
 
 
-# How many jobs
+# Limits on jobs
 
 
 def test_rejects_more_than_the_maximum_of_running_jobs_per_kind():
@@ -583,9 +583,8 @@ def test_a_job_that_cannot_start_takes_no_slot(own_store, monkeypatch):
 
 
 def test_keeps_the_newest_of_the_ended_jobs(store, follow, monkeypatch):
-    assert (
-        background.MAX_KEPT >= MAX_AT_ONCE
-    )  # clients can read the end of each
+    # Clients must be able to read the end of every job.
+    assert background.MAX_KEPT >= MAX_AT_ONCE
     monkeypatch.setattr(background, "MAX_KEPT", 2)
     answer = Job("answers")
     answer.send(FINISHED)
@@ -608,7 +607,7 @@ def test_keeps_the_newest_of_the_ended_jobs(store, follow, monkeypatch):
     assert pairs(answer.stored()) == [STARTED, END]
 
 
-def test_an_ended_job_is_kept_for_a_set_time(follow, monkeypatch):
+def test_an_ended_job_is_kept_for_keep_seconds(follow, monkeypatch):
     job = Job()
     job.send(FINISHED)
     wait_until(job.has_ended)
@@ -623,7 +622,7 @@ def test_an_ended_job_is_kept_for_a_set_time(follow, monkeypatch):
 
 @pytest.fixture
 def orphan(request, store) -> str:
-    """The id of a job that started and published `a` before it died."""
+    """The id of a job that published `a` before its process died."""
     id = request.node.name
     publish(f"jobs:{id}", Event("", event="started"))
     publish(f"jobs:{id}", Event("a"))
@@ -632,11 +631,11 @@ def orphan(request, store) -> str:
 
 
 LAST_EVENT = {
-    "all from the first": (None, False),
-    "all from the newest": (None, True),
-    "what follows the first": ("first", False),
-    "what follows the newest": ("newest", False),
-    "what follows an unknown event": ("x", False),
+    "from the first": (None, False),
+    "from the newest": (None, True),
+    "after the first": ("first", False),
+    "after the newest": ("newest", False),
+    "after an unknown event": ("x", False),
 }
 
 
@@ -668,7 +667,7 @@ def test_a_client_gets_the_end_even_if_redis_answers_only_sometimes(
     checks = count()
     monkeypatch.setattr(background, "newest", newest_now_and_then)
     assert Follower(follow(orphan)).result() == [STARTED, A, LOST]
-    assert next(checks) > 3 * 20  # failed checks don't count
+    assert next(checks) > 3 * 20  # because failed checks don't count
 
 
 def test_a_client_that_keeps_reconnecting_gets_the_end_too(
@@ -724,7 +723,7 @@ def test_a_job_is_watched_even_if_the_first_attempt_failed(
     assert Follower(follow(orphan)).result() == [STARTED, A, LOST]
 
 
-def test_a_pause_of_the_process_is_not_silence_of_the_job(
+def test_a_pause_of_the_process_does_not_count_as_silence(
     orphan, follow, monkeypatch
 ):
     checks, clock = [], count(step=1000)
@@ -754,7 +753,7 @@ def test_a_silent_job_is_not_lost(store, follow, monkeypatch):
     assert follower.result() == [STARTED, END]
 
 
-def test_a_job_that_was_declared_lost_publishes_nothing_more(
+def test_a_job_that_was_declared_lost_publishes_no_more_events(
     store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.2)
@@ -766,7 +765,7 @@ def test_a_job_that_was_declared_lost_publishes_nothing_more(
     assert pairs(job.stored()) == [STARTED, LOST]
 
 
-# Redis is down, answers too late, or has lost events
+# Redis is down, replies too late, or has lost events
 
 
 def test_no_event_is_lost_or_repeated_while_redis_is_down(
@@ -778,7 +777,7 @@ def test_no_event_is_lost_or_repeated_while_redis_is_down(
     follower = Follower(follow(job.id))
     wait_until(lambda: follower.has(A))
     own_store.stop()
-    enough = follower.comments + 25  # the job would be lost if it were silent
+    enough = follower.comments + 25  # a silent job would be lost by then
     job.send("b", "c")
     wait_until(lambda: follower.comments > enough)
     own_store.start()
@@ -800,13 +799,13 @@ def test_a_job_that_died_while_redis_was_down_is_ended(
     assert follower.result() == [STARTED, LOST]
 
 
-def test_the_count_of_silence_restarts_after_redis_rejects_the_end(monkeypatch):
+def test_counting_silence_restarts_after_redis_rejects_the_end(monkeypatch):
     checks, rejected_at = [], []
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.001)
     monkeypatch.setattr(background, "LOST_SECONDS", 0.01)
 
     def newest(channel):
-        event = "finished"  # ends the jobs of other tests, too
+        event = "finished"  # also ends the jobs of other tests
         if channel == "jobs:rejected":
             checks.append(channel)
             event = "progress" if len(checks) < 35 else "finished"
@@ -822,7 +821,7 @@ def test_the_count_of_silence_restarts_after_redis_rejects_the_end(monkeypatch):
     assert rejected_at == [11, 21, 31]
 
 
-def test_a_client_that_connects_while_redis_is_down_should_retry(
+def test_a_client_that_connects_while_redis_is_down_can_reconnect(
     own_store, follow
 ):
     job = Job()
@@ -840,10 +839,10 @@ def test_a_client_that_connects_while_redis_is_down_should_retry(
 
 
 @pytest.fixture
-def lose_an_answer(monkeypatch):
-    """Publish this event, but raise as if publishing it had failed."""
+def lose_a_reply(monkeypatch):
+    """Publish an event, but raise as if publishing it had failed."""
 
-    def lose_an_answer(to: Event) -> None:
+    def lose_a_reply(to: Event) -> None:
         def publish_and_fail_once(channel, event, **options):
             id = publish(channel, event, **options)
             if event.encode() == to.encode() and not lost:
@@ -854,15 +853,15 @@ def lose_an_answer(monkeypatch):
         monkeypatch.setattr(broker, "publish", publish_and_fail_once)
 
     lost = []
-    yield lose_an_answer
+    yield lose_a_reply
     assert lost
 
 
 @pytest.mark.parametrize("to", [Event("a"), FINISHED])
 def test_an_event_is_published_once_even_if_the_reply_is_lost(
-    store, follow, lose_an_answer, to
+    store, follow, lose_a_reply, to
 ):
-    lose_an_answer(to)
+    lose_a_reply(to)
     job = Job()
     job.send("a", "b", FINISHED)
     assert pairs(read(follow(job.id))) == [STARTED, A, B, END]
@@ -871,17 +870,17 @@ def test_an_event_is_published_once_even_if_the_reply_is_lost(
 
 
 def test_a_stop_works_even_if_the_reply_is_lost(
-    store, follow, stop, lose_an_answer
+    store, follow, stop, lose_a_reply
 ):
     job = Job()
-    lose_an_answer(Event({"error": "The job was stopped."}, event="failed"))
+    lose_a_reply(Event({"error": "The job was stopped."}, event="failed"))
     with pytest.raises(Unavailable):
         stop(job.id)
     wait_until(all_slots_are_free)
     assert pairs(job.stored()) == [STARTED, STOPPED]
 
 
-def test_a_failure_while_redis_is_down_is_published_when_it_is_back(
+def test_a_failure_while_redis_is_down_is_published_afterwards(
     own_store, follow, monkeypatch, caplog
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 5)

@@ -17,7 +17,7 @@ def messages_of(event):
     return json.loads(event.data)
 
 
-def test_batches_are_arrays_without_a_gap(server):
+def test_batches_are_arrays_that_skip_no_message(server):
     with server.get("/stream/batch?rate=1000&flush=50") as client:
         events = parse_events(client.chunks())
         arrays = [messages_of(next(events)) for _ in range(10)]
@@ -62,7 +62,7 @@ def test_a_full_buffer_drops_the_oldest_and_reports_how_many(monkeypatch):
 
 
 class Clock:
-    """A clock that moves only while somebody waits, and is late once."""
+    """A clock that moves only in `wait`, and jumps ahead once."""
 
     def __init__(self, late=0):
         self.now, self.late, self.end = 0, late, late + 5
@@ -126,7 +126,7 @@ def test_without_batches_other_clients_get_a_turn(monkeypatch):
 
 @pytest.fixture
 def small_buffers(app):
-    """The app on a socket that buffers little of what nobody reads."""
+    """The app on a socket with a small send buffer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         port = listener.getsockname()[1]
@@ -140,7 +140,7 @@ def small_buffers(app):
         server.server_close()
 
 
-def test_a_client_that_stalls_is_told_how_much_it_missed(
+def test_a_stalled_client_gets_the_number_of_messages_it_missed(
     small_buffers, monkeypatch
 ):
     produced = []
@@ -186,7 +186,7 @@ def test_the_producer_ends_with_the_stream():
         ),
     ],
 )
-def test_refuses_what_is_out_of_range(client, query, sentence):
+def test_refuses_values_out_of_range(client, query, sentence):
     response = client.get(f"/stream/batch?{query}")
     assert response.status_code == 400
     assert response.json == {"error": sentence}
@@ -205,11 +205,11 @@ def test_page_shows_both_ways_side_by_side(lesson_page):
 
     wait_until(lambda: min(numbers()[:2]) > 300)
     expect(page.locator("#state")).to_have_text("2 open")
-    # Read at one moment: the next second's numbers may come at any time.
+    # Read all cells together, because they may change at any time.
     messages, each, events, each_event, size, each_size = numbers()
     assert each_event == each
     assert 0 < events < messages / 5
-    # The columns do not count the same second, so by the message.
+    # The columns may show different seconds, so compare per message.
     assert 0.01 < size / messages < each_size / each
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator("#state")).to_have_text("closed")

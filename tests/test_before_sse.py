@@ -29,7 +29,7 @@ commands = pytest.mark.parametrize("command", COMMANDS.values())
 
 @pytest.fixture(autouse=True)
 def _no_traceback(request):
-    """Fail a test after which the log of its server shows a traceback."""
+    """Fail the test if its server has logged a traceback."""
     if "server" not in request.fixturenames:
         yield
         return
@@ -144,7 +144,7 @@ def test_sends_exactly_these_bytes(server):
         assert read_until(client.chunks(), expected).startswith(expected)
 
 
-def test_all_four_ways_bring_the_same_events(server):
+def test_all_four_ways_deliver_the_same_events(server):
     after = newest(0.1) - 3
     expected = [
         {"n": n, "at": round(n * 0.1, 3)} for n in range(after + 1, after + 8)
@@ -183,12 +183,14 @@ def test_a_future_event_counts_as_the_newest(server, way):
 @pytest.mark.parametrize(
     ("last", "back"), [("{}", 3), ("x", 5), ("-1", 5), ("", 5), ("9" * 16, 5)]
 )
-def test_the_last_event_id_takes_precedence_over_the_query(site, last, back):
+def test_the_last_event_id_takes_precedence_over_the_query_string(
+    site, last, back
+):
     now = newest(1)
     path = f"{STREAM}?interval=1&after={now - 5}"
     with site.get(path, Last_Event_ID=last.format(now - 3)) as client:
-        told = parse_events(client.chunks())
-        assert next(told).id == str(now - back + 1)
+        events = parse_events(client.chunks())
+        assert next(events).id == str(now - back + 1)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_no_cache_stores_a_response(client):
             assert response.headers["Cache-Control"] == value
 
 
-def test_refuses_what_is_out_of_range(client):
+def test_refuses_values_out_of_range(client):
     for path, headers in {
         "/poll": {},
         "/long-poll": {},
@@ -250,7 +252,7 @@ def test_refuses_what_is_out_of_range(client):
     ],
     ids=["no handshake", "no key", "another version", "another protocol"],
 )
-def test_refuses_what_is_not_a_handshake(server, headers):
+def test_refuses_a_request_without_a_valid_handshake(server, headers):
     with server.get("/socket", **headers) as client:
         assert client.status == 400
         assert json.loads(client.read()) == NO_HANDSHAKE
@@ -265,7 +267,7 @@ def test_refuses_what_is_not_a_handshake(server, headers):
     ],
     ids=["text", "binary", "in two frames"],
 )
-def test_a_message_of_over_a_byte_closes_the_socket(server, too_much):
+def test_a_message_of_more_than_one_byte_closes_the_socket(server, too_much):
     with open_socket(server, "interval=0.05") as client:
         assert client.status == 101
         received = frames(client)
@@ -337,9 +339,9 @@ def status(client):
 
 
 @commands
-def test_a_disconnect_frees_its_place_immediately(start, command):
+def test_a_disconnect_frees_its_slot_immediately(start, command):
     server = start(command, FLASK_MAX_STREAMS="2")
-    soon = 5  # at its next tick, a stream would notice after up to ten
+    soon = 5  # waiting for the next tick would take up to ten seconds
 
     def is_accepted(disconnect):
         client = open_socket(server)
@@ -367,16 +369,16 @@ def test_a_disconnect_frees_its_place_immediately(start, command):
         assert status(server.get("/socket")) == 400
         assert status(server.get("/long-poll?interval=x")) in (400, 503)
 
-    def both_places_are_free():
+    def both_slots_are_free():
         with open_socket(server) as one, open_socket(server) as other:
             return one.status == other.status == 101
 
-    wait_until(both_places_are_free, soon)
+    wait_until(both_slots_are_free, soon)
     assert server.logged("Traceback") == []
 
 
 class Row(NamedTuple):
-    """What the page shows of one way."""
+    """What the page shows for one of the four ways."""
 
     requests: int
     events: int
@@ -384,7 +386,7 @@ class Row(NamedTuple):
 
 
 def rows(page):
-    """Return what the page shows of the four ways at one moment."""
+    """Return what the page shows for all four ways at one moment."""
     table = page.evaluate(
         "ids => ids.map(id => [...document.getElementById(id).cells]"
         ".slice(1).map(cell => cell.textContent))",
@@ -436,7 +438,7 @@ def test_a_clock_that_is_an_hour_ahead_changes_no_delay(page, site):
         assert -1000 < row.delay < 10_000
 
 
-def test_stop_stops_all_four_and_start_starts_anew(lesson_page, site):
+def test_stop_ends_all_four_ways_and_start_restarts_them(lesson_page, site):
     page = lesson_page("before_sse")
     requests, sockets = [], []
     page.on("request", lambda one: requests.append(one))

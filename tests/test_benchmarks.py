@@ -19,7 +19,7 @@ def test_the_markdown_table_has_a_row_for_each_kind():
 
 
 def cells(markdown: str) -> dict[tuple[str, str], list[str]]:
-    """Return the cells of the table by work and figure, with N for numbers."""
+    """Return the table's cells by work and figure, with N for every number."""
     found, work = {}, ""
     _, _, below = markdown.partition("| | | this app |")
     for line in below.splitlines()[2:]:

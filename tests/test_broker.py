@@ -85,7 +85,7 @@ def test_starts_with_the_next_event(backend, channel, read):
     assert event.data == "after"
 
 
-def test_starts_where_the_channel_was_when_subscribe_was_called(
+def test_starts_with_the_events_after_the_call_to_subscribe(
     backend, channel, read
 ):
     events = read()
@@ -322,7 +322,9 @@ def test_sends_the_largest_event_that_clients_accept(backend, channel, read):
     assert parsed.data == largest
 
 
-def test_silence_is_none_until_an_event_comes(backend, channel, read):
+def test_yields_none_during_silence_until_an_event_arrives(
+    backend, channel, read
+):
     events = read()
     assert take_texts(events, 1) == ["begin"]
     assert [next(events) for _ in range(3)] == [None] * 3
@@ -360,7 +362,7 @@ def test_a_client_that_subscribes_while_the_pulse_ends_gets_a_new_one(
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_a_pulse_during_a_publish_delays_no_client(channel, read, monkeypatch):
-    """The pulse replaces the flags that clients wait for, as events arrive."""
+    """The pulse replaces the flags that clients wait for during a publish."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0)
     readers = [read() for _ in range(4)]
     with ThreadPoolExecutor(len(readers)) as pool:
@@ -377,7 +379,7 @@ A = PublishedEvent("1-0", Event("a"))
 
 
 def test_an_event_that_ends_a_silence_arrives_without_none():
-    """The pulse may come late, after an event was appended."""
+    """The pulse may arrive late, after an event has been appended."""
     log = Log()
     end = log.tail
 
@@ -407,7 +409,7 @@ def test_a_channel_is_kept_for_keep_seconds_after_its_last_client(
 
 
 def test_a_client_may_resume_while_events_are_appended():
-    """A lookup by id is safe then. A search through all ids is not."""
+    """A lookup by id is safe during an append. A search through ids is not."""
     log = Log()
     log.append(A, 9)
 
@@ -454,7 +456,7 @@ def close_after_an_event(channel):
     forget(channel)
 
 
-def throw_into_it(channel):
+def raise_an_exception_inside(channel):
     with closing(subscribe(channel)) as events:
         next(events)
         with pytest.raises(KeyboardInterrupt):
@@ -462,18 +464,18 @@ def throw_into_it(channel):
 
 
 @pytest.mark.parametrize(
-    "leave",
+    "disconnect",
     [
         never_start,
         drop_before_the_start,
         close_after_begin,
         close_after_a_silence,
         close_after_an_event,
-        throw_into_it,
+        raise_an_exception_inside,
     ],
 )
-def test_a_client_leaves_nothing_behind(backend, leave, channel):
-    leave(channel)
+def test_a_disconnect_leaves_nothing_behind(backend, disconnect, channel):
+    disconnect(channel)
     assert broker.BROKER._channels.logs == {}
 
 

@@ -73,7 +73,7 @@ def test_catalogue_describes_itself_in_the_words_people_search_for(client):
     assert heading in description
 
 
-def test_catalogue_is_a_slide(page, site):
+def test_catalogue_fits_on_one_slide(page, site):
     page.set_viewport_size(VIEWPORT)
     page.goto(site.url)
     for part in ("h1", ".lead", "figure", "h2 >> nth=0", "h2 >> nth=1"):

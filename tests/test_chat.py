@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
-from conftest import Server, read_until, spoken, wait_until
+from conftest import Server, read_until, wait_until, without_comments
 from playwright.sync_api import Page, expect
 from upstream import (
     DONE,
@@ -45,7 +45,7 @@ def app(upstream, monkeypatch):
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for a minute."""
+    """The app, which waits up to a minute for its upstream."""
     url = f"http://127.0.0.1:{port}/v1"
     running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
     yield running
@@ -53,7 +53,7 @@ def online_server(command, port) -> Iterator[Server]:
 
 
 def written(*texts: str, **error: str) -> bytes:
-    """Return the whole stream of an answer in these pieces."""
+    """Return the complete stream of an answer in these pieces."""
     data = [{"text": text} for text in texts]
     data.append({"action": "terminate"} | error)
     events = [
@@ -75,7 +75,7 @@ def test_an_answer_is_an_event_per_delta_and_then_an_action(client, upstream):
     assert response.headers["Content-Type"] == "text/event-stream"
     assert response.headers["Cache-Control"] == "no-cache, no-transform"
     assert response.headers["X-Accel-Buffering"] == "no"
-    assert spoken(response.data) == (
+    assert without_comments(response.data) == (
         RETRY
         + b'id: 1\ndata: {"text":" \\"One\\"\\n\\n"}\n\n'
         + b'id: 2\ndata: {"text":" "}\n\n'
@@ -89,7 +89,7 @@ def test_a_fault_is_in_the_last_event(client, upstream, name):
     upstream.answer, sentence, texts = FAULTS[name]
     response = client.get(PROMPT)
     assert response.status_code == 200
-    assert spoken(response.data) == written(*texts, error=sentence)
+    assert without_comments(response.data) == written(*texts, error=sentence)
     assert len(upstream.requests) == 1
 
 
@@ -117,21 +117,21 @@ def test_deltas_are_sent_immediately(client, upstream):
         chunks = iter(response.response)
         assert next(chunks) == RETRY
         assert next(chunks) == b":\n"
-        upstream.go_on()
+        upstream.resume()
         begun = read_until(chunks, b'"One"}\n\n')
-        assert spoken(begun) == b'id: 1\ndata: {"text":"One"}\n\n'
-        upstream.go_on()
+        assert without_comments(begun) == b'id: 1\ndata: {"text":"One"}\n\n'
+        upstream.resume()
         begun = read_until(chunks, b'"Two"}\n\n')
-        assert spoken(begun) == b'id: 2\ndata: {"text":"Two"}\n\n'
-        upstream.go_on()
-        rest = spoken(b"".join(chunks))
+        assert without_comments(begun) == b'id: 2\ndata: {"text":"Two"}\n\n'
+        upstream.resume()
+        rest = without_comments(b"".join(chunks))
         assert rest == b'id: 3\ndata: {"action":"terminate"}\n\n'
 
 
 def test_the_prompt_goes_to_the_upstream_with_the_key(client, upstream):
     prompt = " 你好\n& = 😀 " + "x" * 3989
     response = client.get(f"/stream?prompt={quote(prompt)}")
-    assert spoken(response.data) == written("Hello")
+    assert without_comments(response.data) == written("Hello")
     (request,) = upstream.requests
     assert (request.method, request.path) == ("POST", "/v1/chat/completions")
     assert request.headers.get_all("Authorization") == [f"Bearer {KEY}"]
@@ -156,25 +156,25 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     read_until(client.chunks(), begun)
     wait_until(lambda: upstream.requests)
     (connection,) = upstream.connections
-    assert not connection.left.is_set()
+    assert not connection.disconnected.is_set()
     client.close()
     closed_at = time.monotonic()
-    wait_until(connection.left.is_set)
-    assert connection.left_at - closed_at < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
-# What is refused, and costs nothing
+# Refused requests, which cost nothing
 
 
 @pytest.mark.parametrize("last", ["", "0", "1", "x"])
-def test_a_reconnect_gets_204_and_asks_nothing(client, upstream, last):
+def test_a_reconnect_gets_204_and_sends_no_prompt(client, upstream, last):
     response = client.get(PROMPT, headers={"Last-Event-ID": last})
     assert (response.status_code, response.data) == (204, b"")
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("query", ["", "?prompt=", "?prompt=" + "x" * 4001])
-def test_a_prompt_of_another_length_is_refused(client, upstream, query):
+def test_an_empty_or_too_long_prompt_is_refused(client, upstream, query):
     response = client.get(f"/stream{query}")
     assert response.status_code == 400
     assert response.json == {
@@ -183,9 +183,9 @@ def test_a_prompt_of_another_length_is_refused(client, upstream, query):
     assert upstream.requests == []
 
 
-def test_our_own_page_may_ask_and_no_other_origin_may_read(client, upstream):
+def test_our_own_page_may_ask_but_no_other_origin_may_read(client, upstream):
     response = client.get(PROMPT, headers={"Sec-Fetch-Site": "same-origin"})
-    assert spoken(response.data) == written("Hello")
+    assert without_comments(response.data) == written("Hello")
     assert "Access-Control-Allow-Origin" not in response.headers
     response = client.get(PROMPT, headers={"Sec-Fetch-Site": "same-site"})
     assert response.status_code == 403
@@ -233,7 +233,7 @@ def test_question_and_answer_become_bubbles_of_plain_text(chat, upstream):
         ["answer", "<img src=x onerror=alert(1)> &amp;\n 你好"],
     ]
     assert chat.locator("#log > * > *").count() == 0
-    # CLOSED, for good. An open one would reconnect only after a day.
+    # CLOSED. Without `close`, the EventSource would reconnect after a day.
     assert chat.evaluate("source.readyState") == 2
     assert len(upstream.requests) == 1
 
@@ -282,11 +282,11 @@ def test_log_is_busy_and_a_progressbar_waits_for_the_first_token(
     assert log_for_screen_readers(chat) == idle | {"busy": True}
     assert bar.is_visible()
     wait_until(lambda: upstream.requests)
-    upstream.go_on()
+    upstream.resume()
     expect_answer(chat, "Hello")
     assert log_for_screen_readers(chat) == idle | {"busy": True}
     assert bar.count() == 0
-    upstream.go_on()
+    upstream.resume()
     expect_state(chat, "closed")
     assert log_for_screen_readers(chat) == idle
 
@@ -320,7 +320,7 @@ def test_tokens_are_appended_and_nothing_is_rewritten(chat, upstream):
     expect_answer(chat, "One ")
     answer = chat.locator("#log .answer")
     answer.evaluate(SELECT_AND_WATCH)
-    upstream.go_on()
+    upstream.resume()
     expect_state(chat, "closed")
     assert answer.evaluate(NODES) == [[3, "One "], [3, "two "], [3, "three"]]
     assert chat.evaluate("isFirst()")
@@ -345,39 +345,39 @@ def test_the_log_scrolls_only_while_its_end_is_in_sight(chat, upstream):
     log.evaluate("log => { log.scrollTop -= 100; }")
     before = log.evaluate("log => log.scrollTop")
     assert before > 100
-    upstream.go_on()
+    upstream.resume()
     expect(answer).to_contain_text("two")
     assert log.evaluate("log => log.scrollTop") == before
     log.evaluate("log => { log.scrollTop = log.scrollHeight; }")
-    upstream.go_on()
+    upstream.resume()
     expect(answer).to_contain_text("three")
     assert log.evaluate(TO_END) < 1
 
 
 @one_server
 @pytest.mark.parametrize(
-    ("answer", "left"),
+    ("answer", "kept"),
     [
         (silent_after_headers, []),
         (silent_in_mid_answer, [["answer", "Hello"]]),
     ],
 )
 def test_stop_keeps_the_text_so_far_and_stops_the_model(
-    chat, upstream, answer, left
+    chat, upstream, answer, kept
 ):
     upstream.answer = answer
     send(chat)
     wait_until(lambda: upstream.requests)
-    if left:
+    if kept:
         expect_answer(chat, "Hello")
     chat.get_by_role("button", name="Stop").click()
     stopped = time.monotonic()
     assert chat.locator("#state").text_content() == "closed"
     assert chat.locator("#log").get_attribute("aria-busy") == "false"
-    assert bubbles(chat) == [["question", "Hi"], *left]
+    assert bubbles(chat) == [["question", "Hi"], *kept]
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - stopped < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - stopped < NOTICE_SECONDS
 
 
 @one_server
@@ -387,7 +387,7 @@ def test_a_new_question_stops_the_previous_answer_and_keeps_it(chat, upstream):
     expect_answer(chat, "Hello")
     upstream.answer = stream(delta("Second"), end="silent")
     send(chat, "Second?")
-    wait_until(upstream.connections[0].left.is_set, NOTICE_SECONDS + 1)
+    wait_until(upstream.connections[0].disconnected.is_set, NOTICE_SECONDS + 1)
     expect_answer(chat, "Second")
     expect_state(chat, "open")
     assert bubbles(chat) == [
@@ -415,7 +415,7 @@ def test_page_shows_why_an_answer_is_incomplete(chat, upstream):
 
 
 @one_server
-def test_page_shows_that_the_server_refused(chat, upstream):
+def test_page_shows_that_the_server_refused_the_message(chat, upstream):
     field = chat.get_by_label("Message")
     field.evaluate("field => { field.value = 'x'.repeat(4001); }")
     with chat.expect_event("console") as console:

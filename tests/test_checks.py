@@ -1,4 +1,4 @@
-"""Validate what a request contains, and who sent it."""
+"""Validate the values in a request, and check which site sent it."""
 
 import re
 from io import BytesIO
@@ -83,7 +83,7 @@ def test_the_error_says_which_numbers_are_allowed():
         }
 
 
-# The last one would take hours in quadratic time.
+# In quadratic time, the last one would take hours.
 def test_very_long_numbers_are_rejected_immediately():
     for number in ("9" * 5000, "." + "9" * 5000 + "x", "9" * 1_000_000 + "x"):
         for default, kind in [(1, "an integer"), (1.0, "a number")]:
@@ -241,11 +241,11 @@ PAGES = {
         {"User-Agent": BROWSER, "Referer": "http://app.test.other.test/"},
         True,
     ),
-    "another page over plain HTTP that names ours": (
+    "another page over plain HTTP that mentions ours": (
         {"User-Agent": BROWSER, "Referer": "http://x/http://app.test/"},
         True,
     ),
-    "no URL as the referer": (
+    "a referer that is no URL": (
         {"User-Agent": BROWSER, "Referer": "http://app.test@other.test/"},
         True,
     ),
@@ -301,14 +301,14 @@ PAGES = {
         True,
     ),
     "a host that Werkzeug rejects": ({"Host": "a_b.test"}, True),
-    "that host as the origin": (
+    "the same host as the origin": (
         {"Host": "a_b.test", "Origin": "http://a_b.test"},
         True,
     ),
 }
 
 
-def test_only_our_own_pages_and_api_clients_pass():
+def test_only_our_own_pages_and_api_clients_are_accepted():
     found = {name: is_refused(headers) for name, (headers, _) in PAGES.items()}
     assert found == {name: refused for name, (_, refused) in PAGES.items()}
 
@@ -318,7 +318,7 @@ def test_an_api_client_that_looks_like_a_browser_may_post():
     assert not is_refused({"User-Agent": agent}, "POST")
 
 
-def test_a_403_names_the_proxy_that_rewrites_the_host():
+def test_a_403_mentions_a_proxy_that_changes_the_host():
     assert re.search("proxy .* has changed the Host header", checks.FOREIGN)
 
 
@@ -336,6 +336,6 @@ def test_open_blueprints_are_not_guarded(monkeypatch, is_open):
     assert response.status_code == (200 if is_open else 403)
 
 
-def test_any_origin_may_read_what_allows_it():
+def test_allow_any_origin_sets_the_header():
     response = allow_any_origin(Response())
     assert response.headers["Access-Control-Allow-Origin"] == "*"

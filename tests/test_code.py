@@ -49,7 +49,7 @@ def test_the_marked_line_is_the_one_to_change():
     assert 'data-number="3"' in line
 
 
-def test_a_file_that_has_changed_is_shown_as_it_is_now(monkeypatch, tmp_path):
+def test_a_changed_file_is_shown_in_its_new_version(monkeypatch, tmp_path):
     monkeypatch.setattr(website.code, "FOLDER", tmp_path)
     path = tmp_path / "a.py"
     for moment, source in enumerate(("first = 1\n", "second = 2\n")):
@@ -59,7 +59,7 @@ def test_a_file_that_has_changed_is_shown_as_it_is_now(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_lesson_imports_from_a_part_links_to_its_definition(name):
+def test_a_name_imported_from_a_part_links_to_its_definition(name):
     path = f"demos/{name}.py"
     found = {one.name: one for one in definitions(path)}
     links = re.findall('<a href="#(.+?)">', code(path).start)
@@ -83,5 +83,5 @@ def test_the_line_to_change_is_code(name):
         assert not line.startswith(("from", "import", '"""'))
 
 
-def test_prose_is_escaped_and_knows_code():
+def test_prose_is_escaped_and_code_between_backticks_is_marked():
     assert prose("`a < b` & c") == "<code>a &lt; b</code> &amp; c"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
-from conftest import Server, read_until, spoken, wait_until
+from conftest import Server, read_until, wait_until, without_comments
 from playwright.sync_api import expect
 from upstream import (
     DONE,
@@ -47,7 +47,7 @@ def app(upstream, monkeypatch):
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for a minute."""
+    """The app, which waits up to a minute for its upstream."""
     url = f"http://127.0.0.1:{port}/v1"
     running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
     yield running
@@ -55,7 +55,7 @@ def online_server(command, port) -> Iterator[Server]:
 
 
 def answered(*texts: str) -> bytes:
-    """Return what is sent for an answer in these pieces."""
+    """Return the events of an answer in these pieces."""
     events = [
         f"id: {id}\ndata: {text}\n\n" for id, text in enumerate(texts, start=1)
     ]
@@ -79,7 +79,7 @@ def test_an_answer_is_one_message_per_delta_and_then_done(client, upstream):
     assert response.headers["Content-Type"] == "text/event-stream"
     assert response.headers["Cache-Control"] == "no-cache, no-transform"
     assert response.headers["X-Accel-Buffering"] == "no"
-    assert spoken(response.data) == (
+    assert without_comments(response.data) == (
         RETRY
         + b"id: 1\ndata:   One\ndata: \ndata:  two\n\n"
         + b"id: 2\ndata:  \n\n"
@@ -90,7 +90,9 @@ def test_an_answer_is_one_message_per_delta_and_then_done(client, upstream):
 
 def test_the_prompt_goes_to_the_upstream_with_the_key(client, upstream):
     prompt = " 你好\n& = 😀 "
-    body = spoken(client.get(f"/completion?prompt={quote(prompt)}").data)
+    body = without_comments(
+        client.get(f"/completion?prompt={quote(prompt)}").data
+    )
     assert body == answered("Hello") + FINISHED
     (request,) = upstream.requests
     assert (request.method, request.path) == ("POST", "/v1/chat/completions")
@@ -131,14 +133,14 @@ def test_headers_and_deltas_are_sent_immediately(online, upstream, framing):
         chunks = client.chunks()
         assert next(chunks) == RETRY
         wait_until(lambda: upstream.requests)
-        upstream.go_on()
+        upstream.resume()
         begun = read_until(chunks, b"One\n\n")
-        assert spoken(begun) == b"id: 1\ndata: One\n\n"
-        upstream.go_on()
+        assert without_comments(begun) == b"id: 1\ndata: One\n\n"
+        upstream.resume()
         begun = read_until(chunks, b"Two\n\n")
-        assert spoken(begun) == b"id: 2\ndata: Two\n\n"
-        upstream.go_on()
-        assert spoken(b"".join(chunks)) == FINISHED
+        assert without_comments(begun) == b"id: 2\ndata: Two\n\n"
+        upstream.resume()
+        assert without_comments(b"".join(chunks)) == FINISHED
 
 
 def test_comments_are_sent_while_the_model_thinks(
@@ -150,18 +152,20 @@ def test_comments_are_sent_while_the_model_thinks(
         pieces = iter(response.response)
         read_until(pieces, answered("One").removeprefix(RETRY))
         assert [next(pieces) for _ in range(3)] == [b":\n"] * 3
-        upstream.go_on()
-        assert spoken(b"".join(pieces)) == FINISHED
+        upstream.resume()
+        assert without_comments(b"".join(pieces)) == FINISHED
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_becomes_an_event_failed_and_ends_the_stream(
+def test_a_fault_becomes_a_failed_event_and_ends_the_stream(
     client, upstream, name
 ):
     upstream.answer, sentence, texts = FAULTS[name]
     response = client.get(PROMPT)
     assert response.status_code == 200
-    assert spoken(response.data) == answered(*texts) + failed(sentence)
+    assert without_comments(response.data) == answered(*texts) + failed(
+        sentence
+    )
     assert len(upstream.requests) == 1
 
 
@@ -177,7 +181,7 @@ def test_a_long_silence_is_a_fault(
 ):
     monkeypatch.setattr(language_model, "SILENCE_SECONDS", 1 if texts else 0.1)
     upstream.answer = answer
-    body = spoken(client.get(PROMPT).data)
+    body = without_comments(client.get(PROMPT).data)
     assert body == answered(*texts) + failed(sentence)
 
 
@@ -186,7 +190,7 @@ def test_a_long_silence_is_a_fault(
 )
 def test_an_unreachable_upstream_is_a_fault(client, monkeypatch, url):
     monkeypatch.setenv("OPENAI_BASE_URL", url)
-    body = spoken(client.get(PROMPT).data)
+    body = without_comments(client.get(PROMPT).data)
     assert body == RETRY + failed("The language model is unreachable.")
 
 
@@ -204,25 +208,25 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     read_until(client.chunks(), begun)
     wait_until(lambda: upstream.requests)
     (connection,) = upstream.connections
-    assert not connection.left.is_set()
+    assert not connection.disconnected.is_set()
     client.close()
     closed_at = time.monotonic()
-    wait_until(connection.left.is_set)
-    assert connection.left_at - closed_at < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
-# What is refused, and costs nothing
+# Refused requests, which cost nothing
 
 
 @pytest.mark.parametrize("last", ["", "0", "1", "7"])
-def test_a_reconnect_gets_204_and_asks_nothing(client, upstream, last):
+def test_a_reconnect_gets_204_and_sends_no_prompt(client, upstream, last):
     response = client.get(PROMPT, headers={"Last-Event-ID": last})
     assert (response.status_code, response.data) == (204, b"")
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("query", ["", "?prompt=", "?prompt=" + "x" * 4001])
-def test_a_prompt_of_another_length_is_refused(client, upstream, query):
+def test_an_empty_or_too_long_prompt_is_refused(client, upstream, query):
     response = client.get(f"/completion{query}")
     assert response.status_code == 400
     assert response.json == {
@@ -231,16 +235,16 @@ def test_a_prompt_of_another_length_is_refused(client, upstream, query):
     assert upstream.requests == []
 
 
-def test_a_prompt_of_4000_characters_passes(online, upstream):
+def test_a_prompt_of_4000_characters_is_accepted(online, upstream):
     prompt = "😀" * 4000
     with online.get(f"/completion?prompt={quote(prompt)}") as client:
-        assert spoken(client.read()) == answered("Hello") + FINISHED
+        assert without_comments(client.read()) == answered("Hello") + FINISHED
     assert upstream.requests[0].json["messages"][0]["content"] == prompt
 
 
-def test_our_own_page_may_ask_and_no_other_origin_may_read(client, upstream):
+def test_our_own_page_may_ask_but_no_other_origin_may_read(client, upstream):
     response = client.get(PROMPT, headers={"Sec-Fetch-Site": "same-origin"})
-    assert spoken(response.data) == answered("Hello") + FINISHED
+    assert without_comments(response.data) == answered("Hello") + FINISHED
     assert "Access-Control-Allow-Origin" not in response.headers
     response = client.get(PROMPT, headers={"Sec-Fetch-Site": "same-site"})
     assert response.status_code == 403
@@ -248,7 +252,7 @@ def test_our_own_page_may_ask_and_no_other_origin_may_read(client, upstream):
 
 
 @pytest.mark.parametrize("path", ["/", "/demos/completion", "/nowhere"])
-def test_the_key_is_on_no_page(client, path):
+def test_no_page_contains_the_key(client, path):
     response = client.get(path)
     assert KEY not in f"{response.headers}{response.text}"
 
@@ -283,8 +287,8 @@ def test_the_stop_button_stops_the_model(online, upstream, page):
     page.get_by_role("button", name="Stop").click()
     stopped_at = time.monotonic()
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - stopped_at < NOTICE_SECONDS
 
 
 RECONNECTING_PAGE = """
@@ -308,7 +312,7 @@ RECONNECTING_PAGE = """
 def test_a_browser_without_an_id_does_not_send_a_prompt_twice(
     online, upstream, page
 ):
-    """Once `hello` has reconnected, `completion` could have, too."""
+    """By the time `hello` reconnects, `completion` could have, too."""
     upstream.answer = FAULTS["401"].answer
     page.goto(f"{online.url}/demos/completion")
     assert page.evaluate(RECONNECTING_PAGE) == [0]

@@ -1,4 +1,4 @@
-"""What the README promises: copied files work in another app."""
+"""Copied files work in another app, as the README promises."""
 
 import re
 import shutil

@@ -27,12 +27,12 @@ NO_OBJECT = 'The body must be a JSON object, such as {"a": 1}.'
 MARKUP = "<img src=x onerror=alert(1)><b>&amp;"
 
 
-# Writing, with the channel in memory or in Redis
+# Writing to a channel in memory or in Redis
 
 
 @pytest.fixture
 def put(client):
-    """Write a text; return the status, the body and the ETag."""
+    """Return a function that writes a text through the test client."""
 
     def put(text, if_match, author="Ada"):
         answer = client.put(
@@ -76,7 +76,7 @@ def test_a_stale_write_gets_the_current_text_and_changes_nothing(store, put):
     assert stored() == change
 
 
-def test_the_etag_of_each_answer_is_what_the_next_write_starts_from(store, put):
+def test_the_next_write_can_use_the_etag_of_each_answer(store, put):
     _, _, etag = put("no", '"stale"')
     for text in ("One", "Two", "Three"):
         status, _, etag = put(text, etag)
@@ -102,7 +102,7 @@ IF_MATCH = {
 }
 
 
-def test_if_match_decides(store, put):
+def test_if_match_decides_whether_a_write_succeeds(store, put):
     put("before", "*")
     for if_match, expected in IF_MATCH.items():
         before = version()
@@ -153,7 +153,7 @@ REFUSED = [
 ]
 
 
-def test_what_is_refused_changes_nothing(client):
+def test_a_refused_write_changes_nothing(client):
     for body, media_type, status, sentence in REFUSED:
         answer = client.put(
             "/document",
@@ -180,7 +180,7 @@ def test_a_text_may_have_0_to_2000_characters_however_json_writes_them(client):
             assert stored()["text"] == text
 
 
-def test_of_writers_that_have_all_found_their_version_current_one_wins(
+def test_one_writer_wins_even_if_all_have_seen_the_current_version(
     store, app, monkeypatch
 ):
     all_have_looked = threading.Barrier(8)
@@ -231,7 +231,7 @@ def test_while_redis_is_down_only_writing_fails(
 
 @pytest.fixture
 def stream(client):
-    """Open the stream through the test client; return its events."""
+    """Return a function that opens the stream through the test client."""
     with ExitStack() as opened:
 
         def stream(last: str | None = None) -> Iterator[Event]:
@@ -296,7 +296,7 @@ def test_after_a_restart_old_versions_are_unknown(put, stream, monkeypatch):
 def write(
     server: Server, text: str, if_match: str, author: str = "Ada"
 ) -> tuple[int, dict, str | None]:
-    """Write over a real connection; return status, body and ETag."""
+    """Write over a real connection. Return the status, body and ETag."""
     body = json.dumps({"text": text, "author": author}).encode()
     headers = {"Content-Type": JSON, "If-Match": if_match}
     with Client(server.port, "PUT", "/document", body, headers) as client:
@@ -304,14 +304,14 @@ def write(
 
 
 def current(server: Server) -> tuple[str, dict | None]:
-    """Return the version and its change, as the answer to a stale write."""
+    """Return the current version and change, by making a stale write."""
     status, body, _ = write(server, "", '"stale"')
     assert status == 412
     return body["version"], body["current"]
 
 
 def overwrite(server: Server, text: str, author: str = "Ada") -> str:
-    """Write whatever the version is, and return the new one."""
+    """Write regardless of the version, and return the new one."""
     status, body, _ = write(server, text, "*", author)
     assert status == 200
     return body["version"]
@@ -355,7 +355,7 @@ def instances(redis_server) -> Iterator[list[Server]]:
 
 
 def assert_one_wins(servers: list[Server]) -> None:
-    """Let 20 write simultaneously, who all start from the same version."""
+    """Let 20 writers start from the same version concurrently."""
     old = overwrite(servers[0], "before")
     ready = threading.Barrier(20)
 
@@ -375,16 +375,16 @@ def assert_one_wins(servers: list[Server]) -> None:
     assert answers == [(412, refusal, etag)] * 19
 
 
-def test_of_writers_at_once_one_wins(server):
+def test_one_of_20_concurrent_writers_wins(server):
     assert_one_wins([server])
 
 
-def test_of_writers_at_once_on_two_servers_one_wins(instances):
+def test_one_of_20_concurrent_writers_on_two_servers_wins(instances):
     for _ in range(3):
         assert_one_wins(instances)
 
 
-def test_what_is_written_on_one_server_is_read_on_the_other(instances):
+def test_clients_of_one_server_get_the_writes_of_the_other(instances):
     one, other = instances
     old = overwrite(one, "before")
     with other.get("/stream/document", Last_Event_ID=old) as client:
@@ -402,14 +402,14 @@ def text_of(page: Page):
 
 
 def press(page: Page, name: str) -> None:
-    """Press a button by keyboard: a click waits for a window to be in front."""
+    """Press a button by keyboard. A click waits for a window to be in front."""
     page.get_by_role("button", name=name, exact=True).press("Enter")
 
 
 def begin(page: Page, url: str, author: str, version: str) -> None:
     """Open the page, and wait until it shows this version.
 
-    To wait for a text is not enough: an older version may have had the same.
+    The text alone is not enough, because an older version may have had it too.
     """
     page.goto(f"{url}/demos/document")
     page.get_by_label("Your name").fill(author)
@@ -437,13 +437,13 @@ def ada(page, site) -> Page:
 
 @pytest.fixture
 def grace(ada, site) -> Iterator[Page]:
-    """A second window beside it."""
+    """A second window, next to that of `ada`."""
     with closing(ada.context.new_page()) as page:
         begin(page, site.url, "Grace", ada.evaluate("base.version"))
         yield page
 
 
-def test_each_window_shows_what_the_other_saves_as_it_happens(ada, grace):
+def test_each_window_immediately_shows_what_the_other_saves(ada, grace):
     save(ada, "Hello world")
     expect_message(ada, "Saved.")
     expect(text_of(grace)).to_have_value("Hello world")
@@ -456,7 +456,7 @@ def test_each_window_shows_what_the_other_saves_as_it_happens(ada, grace):
 
 
 def meet(ada: Page, grace: Page) -> None:
-    """Let both change the same version; Ada is the slower one."""
+    """Let both change the same version. Ada is the slower writer."""
     text_of(ada).fill("Ada's")
     save(grace, "Grace's")
     expect_message(grace, "Saved.")
@@ -467,7 +467,7 @@ def meet(ada: Page, grace: Page) -> None:
     expect(ada.locator("#theirs")).to_have_text("Grace's")
 
 
-def test_the_slower_one_may_replace_what_it_has_been_shown(ada, grace):
+def test_the_slower_writer_may_replace_the_text_that_it_has_seen(ada, grace):
     meet(ada, grace)
     press(ada, "Save")
     expect_message(ada, "Saved.")
@@ -475,7 +475,7 @@ def test_the_slower_one_may_replace_what_it_has_been_shown(ada, grace):
     expect(text_of(grace)).to_have_value("Ada's")
 
 
-def test_the_slower_one_may_take_the_newest_text(ada, grace):
+def test_the_slower_writer_may_take_the_newest_text(ada, grace):
     meet(ada, grace)
     save(grace, "Grace's again")
     expect(ada.locator("#list > *").first).to_contain_text("Grace's again")
@@ -486,7 +486,7 @@ def test_the_slower_one_may_take_the_newest_text(ada, grace):
     expect_message(ada, "Saved.")
 
 
-def test_another_change_since_then_is_shown_again(ada, grace):
+def test_a_further_conflict_is_shown_again(ada, grace):
     meet(ada, grace)
     save(grace, "Grace's again")
     expect(ada.locator("#list > *").first).to_contain_text("Grace's again")
@@ -502,7 +502,7 @@ def test_a_page_without_a_stream_overwrites_nothing(ada, site):
     assert current(site)[1]["text"] == "Unseen"
 
 
-def test_start_again_keeps_what_is_typed(ada, site):
+def test_a_second_start_keeps_the_text_in_the_field(ada, site):
     text_of(ada).fill("Half a thought")
     press(ada, "Start")
     overwrite(site, "Hello again")
@@ -510,16 +510,16 @@ def test_start_again_keeps_what_is_typed(ada, site):
     assert text_of(ada).input_value() == "Half a thought"
 
 
-def test_other_line_ends_do_not_stop_the_page_from_following(ada, site):
+def test_the_page_shows_new_versions_after_one_with_other_line_ends(ada, site):
     overwrite(site, "one\r\ntwo")
     expect(text_of(ada)).to_have_value("one\ntwo")
     overwrite(site, "three")
     expect(text_of(ada)).to_have_value("three")
 
 
-def test_what_a_restarted_server_has_forgotten_can_be_saved(start, page):
+def test_a_text_that_a_restarted_server_has_lost_can_be_saved(start, page):
     server = start("flask run")
-    begin(page, server.url, "Ada", overwrite(server, "Held in memory"))
+    begin(page, server.url, "Ada", overwrite(server, "Kept in memory"))
     server.stop()
     state = page.locator("#state")
     expect(state).to_have_text("reconnecting")

@@ -74,16 +74,16 @@ def test_ignores_empty_chunks():
 
 @settings(deadline=None)
 @given(st.binary(), st.lists(st.integers(0, 99)))
-def test_chunks_make_no_difference_to_any_bytes(stream, places):
-    whole = list(parse_events([stream]))
-    assert list(parse_events(pieces(stream, places))) == whole
+def test_the_size_of_chunks_makes_no_difference(stream, places):
+    complete = list(parse_events([stream]))
+    assert list(parse_events(pieces(stream, places))) == complete
 
 
 @pytest.mark.parametrize("size", [1, 999])
 def test_yields_each_event_as_soon_as_its_blank_line_arrives(size):
     def stream() -> Iterator[bytes]:
         yield from chunks(b"data: a\r\n\r", size)
-        raise AssertionError("the parser wanted more")
+        raise AssertionError("the parser read on after a complete event")
 
     assert next(parse_events(stream())).data == "a"
 
@@ -216,7 +216,7 @@ def test_four_times_the_bytes_take_about_four_times_as_long(
     assert seconds_to_parse(shape(size), chunk_bytes) < 10 * quarter
 
 
-# Each stream ends with the last byte of an event with 100 bytes of data.
+# Each stream ends with 100 bytes of data, before the final blank line.
 FULL = {
     "one line": b"data: " + b"x" * 100,
     "no space": b"data:" + b"x" * 100,
@@ -234,7 +234,7 @@ FULL = {
 
 
 @pytest.mark.parametrize("size", [1, 7, 10**9])
-def test_accepts_max_bytes_and_not_one_more(size):
+def test_accepts_max_bytes_but_not_one_more(size):
     for stream in FULL.values():
         parts = chunks(stream + b"\n\n", size)
         *_, last = parse_events(parts, max_bytes=100)

@@ -62,7 +62,7 @@ RENDERED = {
     "\ud83d": ["<p>?</p>\n"],
 }
 
-# Markdown: the HTML of its only block, and what is reported as removed
+# Markdown: the HTML of its only block, and the reported removals
 BLOCKED = {
     '<img src="x" onerror="alert(1)">a': (
         "<p>a</p>\n",
@@ -118,7 +118,7 @@ BLOCKED = {
     ),
 }
 
-# The text so far: how many of its blocks are finished
+# The text so far: its number of finished blocks
 FINISHED = {
     "a": 0,
     "a\n": 0,
@@ -193,11 +193,11 @@ def test_pieces_never_change_what_is_rendered(text, chance):
         start = sum(map(len, pieces))
         pieces.append(text[start : start + chance.randint(1, 9)])
     # Line ends inside a block may differ from those at the end of the text.
-    whole, *cut = (
+    complete, *cut = (
         [LINE_END.sub("", block.html) for block in blocks(*parts)]
         for parts in ([text + "\n"], [*pieces, "\n"])
     )
-    assert cut == [whole]
+    assert cut == [complete]
 
 
 def test_the_open_block_is_drawn_safely_and_without_colors():
@@ -263,7 +263,7 @@ def test_an_incomplete_reference_is_not_remembered():
     ]
 
 
-# The beginning of each text, and what it then repeats
+# The beginning of each text, and the part that it repeats
 TEXTS = {
     "one paragraph": ("", "word *word* and `code` and more\n"),
     "one code block": ("```python\n", "    def f(x): return x + 1  # <b>\n"),
@@ -293,7 +293,7 @@ PROSE = ("", "The model writes a sentence of plain words, and another.\n\n")
 
 
 def cost(beginning, repeated, size, piece):
-    """Return how many calls, drawn characters and draws this text takes."""
+    """Return the number of calls, drawn characters and draws for a text."""
     text = (beginning + repeated * (size // len(repeated) + 1))[:size]
     markdown, calls, drawn, draws = GrowingMarkdown(), 0, 0, 0
 
@@ -318,7 +318,7 @@ def cost(beginning, repeated, size, piece):
 
 @pytest.mark.parametrize("piece", [30, 4000], ids=["growing", "in one piece"])
 @pytest.mark.parametrize("kind", TEXTS)
-def test_no_text_costs_much_more_than_prose(kind, piece):
+def test_no_text_costs_much_more_than_plain_prose(kind, piece):
     calls, drawn, _ = cost(*TEXTS[kind], 4000, piece)
     prose_calls, prose_drawn, _ = cost(*PROSE, 4000, piece)
     assert calls <= 35 * prose_calls
@@ -335,5 +335,5 @@ def test_no_text_costs_much_more_than_prose(kind, piece):
         ("open brackets", 5, 25),
     ],
 )
-def test_the_more_a_block_costs_the_less_often_it_is_drawn(kind, least, most):
+def test_a_block_is_drawn_less_often_if_it_costs_more(kind, least, most):
     assert least <= cost(*TEXTS[kind], 3000, 30)[2] <= most

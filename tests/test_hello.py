@@ -30,7 +30,7 @@ def test_needs_no_part():
     assert needed(PROJECT / "demos/hello.py") == []
 
 
-def test_page_closes_on_status(lesson_page):
+def test_page_closes_the_stream_on_the_status_event(lesson_page):
     page = lesson_page("hello")
     page.get_by_role("button", name="Start").click()
     page.get_by_text("status: hi").wait_for()

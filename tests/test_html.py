@@ -33,7 +33,7 @@ def part(name: str, text: str) -> str:
 
 
 def without_blank_lines(page: str) -> str:
-    """Return a page without what is sent to notice a disconnect."""
+    """Return a page without the blank lines that detect a disconnect."""
     return re.sub(r"(?m)^\n", "", page)
 
 
@@ -102,7 +102,7 @@ def test_work_and_threads_end_with_the_page(caplog):
     ]
 
 
-def test_headers_let_it_stream_and_only_its_own_script_run(server):
+def test_the_headers_allow_streaming_and_only_our_own_script(server):
     digest = hashlib.sha256(SCRIPT.encode()).digest()
     source = f"'sha256-{base64.b64encode(digest).decode()}'"
     with server.get("/stream/html") as client:
@@ -129,7 +129,7 @@ def test_the_page_starts_immediately_and_the_fastest_part_comes_first(server):
         assert b"".join(chunks).strip() == b""
 
 
-def test_an_unknown_part_to_fail_is_refused(client):
+def test_an_unknown_name_of_a_part_is_refused(client):
     response = client.get("/stream/html?fail=nope")
     assert response.status_code == 400
     assert response.json == {
@@ -215,7 +215,7 @@ def test_every_part_can_be_read_without_javascript(browser, site):
             expect(page.locator("p:target")).to_have_text(f"{name}: {text}")
 
 
-def test_stop_keeps_what_has_arrived_and_stops_the_work(start, page: Page):
+def test_stop_keeps_the_parts_so_far_and_stops_the_work(start, page: Page):
     server = start("flask run")
     page.goto(f"{server.url}/demos/html")
     page.get_by_role("button", name="Start").click()
@@ -226,7 +226,7 @@ def test_stop_keeps_what_has_arrived_and_stops_the_work(start, page: Page):
     assert {"trains", "weather-part"} <= set(ids(frame))
 
 
-def test_starting_again_adds_nothing_to_the_history(lesson_page):
+def test_a_second_start_adds_nothing_to_the_history(lesson_page):
     page = lesson_page("html")
     entries = page.evaluate("history.length")
     for fail in ("trains", "weather"):
@@ -242,7 +242,7 @@ def test_starting_again_adds_nothing_to_the_history(lesson_page):
 HIDE = "dispatchEvent(new PageTransitionEvent('pagehide'))"
 
 
-def test_the_frame_stops_loading_when_the_page_is_left(lesson_page):
+def test_the_frame_stops_loading_when_the_user_navigates_away(lesson_page):
     page = lesson_page("html")
     page.get_by_role("button", name="Start").click()
     page.frame_locator("#frame").locator("#weather-part").wait_for()
@@ -255,11 +255,11 @@ def test_a_page_aborts_a_fetch_that_it_could_not_resume(lesson_page, name):
     page = lesson_page(name)
     page.locator("#form button").first.click()
     expect(page.locator("#state")).to_contain_text("open")
-    with page.expect_event("requestfailed"):  # it did not end by itself
+    with page.expect_event("requestfailed"):  # the page aborted it
         page.evaluate(HIDE)
 
 
-def test_the_wire_panel_aborts_what_it_could_not_resume(lesson_page):
+def test_the_wire_panel_aborts_a_fetch_that_it_could_not_resume(lesson_page):
     page = lesson_page("prices")
     page.locator("#wire summary").click()
     expect(page.locator("#wire pre")).to_contain_text("status 200")

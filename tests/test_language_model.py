@@ -41,7 +41,7 @@ from upstream import (
 import language_model
 from language_model import BROKEN_OFF, Answer, ModelError, ask, deltas
 
-LEAVE_SECONDS = 2
+NOTICE_SECONDS = 2
 MESSAGES = [{"role": "user", "content": "Hi"}]
 MODEL = "test-model"
 
@@ -50,7 +50,7 @@ in_mid_answer = stream(delta("Hello"), end="silent")
 
 @pytest.fixture(autouse=True)
 def _configured(upstream, monkeypatch) -> Iterator[None]:
-    """An upstream that may be silent for longer than any test."""
+    """An upstream that may stay silent for longer than any test."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_MODEL", MODEL)
@@ -73,14 +73,14 @@ def outcome(answer: Answer) -> tuple[list[str], ModelError | None]:
 def never_ending(connection) -> None:
     """Send a complete answer, then comments until the client disconnects."""
     connection.send(head("200 OK", "Connection: close") + b"".join(HELLO))
-    while not connection.left.wait(0.02):
+    while not connection.disconnected.wait(0.02):
         connection.send(b":\n")
 
 
 def chattering(connection) -> None:
     """Send one delta after another until the client disconnects."""
     connection.send(head("200 OK", "Connection: close"))
-    while not connection.left.wait(0.02):
+    while not connection.disconnected.wait(0.02):
         connection.send(delta("Hello"))
 
 
@@ -127,7 +127,9 @@ def test_without_a_base_url_the_default_one_is_used(upstream, monkeypatch):
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
 
 
-def test_without_a_key_none_is_sent(upstream, monkeypatch, tmp_path):
+def test_without_a_key_no_authorization_is_sent(
+    upstream, monkeypatch, tmp_path
+):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -175,7 +177,7 @@ def test_deltas_are_the_text_as_it_arrives(upstream, framing):
     upstream.answer = stream(*pieces, FINISH, DONE, framing=framing)
     texts = deltas(ask(MESSAGES))
     assert next(texts) == "One"
-    upstream.go_on()
+    upstream.resume()
     assert list(texts) == ["\n two", " 三\r\n"]
 
 
@@ -185,7 +187,7 @@ def test_compressed_text_is_read_as_it_arrives(upstream):
     upstream.answer = stream(*pieces, fields=fields)
     texts = deltas(ask(MESSAGES))
     assert next(texts) == "One"
-    upstream.go_on()
+    upstream.resume()
     assert list(texts) == [" two"]
 
 
@@ -214,7 +216,7 @@ def test_an_event_may_arrive_in_two_reads(upstream, at):
     upstream.answer = stream(delta("One"), line[:at], PAUSE, line[at:], FINISH)
     texts = deltas(ask(MESSAGES))
     assert next(texts) == "One"
-    upstream.go_on()
+    upstream.resume()
     assert list(texts) == ["😀"]
 
 
@@ -227,7 +229,7 @@ def test_an_unusual_answer_is_read_completely_in_any_framing(
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
 
 
-# What real APIs send, and the official client
+# Answers of real APIs, and the official client
 
 
 @pytest.fixture
@@ -241,7 +243,7 @@ def official(upstream) -> Iterator[openai.OpenAI]:
 def read_by(official: openai.OpenAI) -> str:
     """Read a complete answer with the official client. Return its text.
 
-    The client passes on whatever it receives, so this must be tolerant.
+    The client passes on everything it receives, so be tolerant.
     """
     text = ""
     for chunk in official.chat.completions.create(
@@ -283,7 +285,7 @@ def test_raises_every_error_even_if_the_official_client_does_not(
     assert (texts, str(raised), raised.status) == (["Hello"], REPORTED, 502)
 
 
-# What goes wrong
+# Faults
 
 
 def check_hides_the_key(error: ModelError, answer: Answer, key: str) -> None:
@@ -323,7 +325,7 @@ def test_a_long_silence_is_a_fault(upstream, monkeypatch, answer, message):
     upstream.answer = answer
     _, error = outcome(ask(MESSAGES))
     assert (str(error), error.status) == (message, 504)
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 @pytest.mark.parametrize(
@@ -380,12 +382,12 @@ def test_an_open_answer_does_not_show_the_key(upstream):
 @pytest.mark.parametrize(
     "answer",
     [stream(*HELLO, end="silent"), never_ending],
-    ids=["silent", "writing on"],
+    ids=["silent", "endless"],
 )
 def test_done_ends_an_answer_even_if_its_upstream_does_not(upstream, answer):
     upstream.answer = answer
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +405,7 @@ def test_an_answer_that_fails_is_closed(upstream, answer):
     upstream.answer = answer
     _, error = outcome(ask(MESSAGES))
     assert error.status == 502
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 def test_an_abandoned_answer_is_closed(upstream):
@@ -411,7 +413,7 @@ def test_an_abandoned_answer_is_closed(upstream):
     texts = deltas(ask(MESSAGES))
     assert next(texts) == "Hello"
     texts.close()
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 def test_a_complete_body_returns_its_connection_to_the_pool(upstream):
@@ -458,8 +460,8 @@ def check_close_wakes(read, upstream: Upstream) -> None:
     answer.close()
     thread.join()
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - closed_at < LEAVE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
     assert [(type(one), str(one)) for one in errors] == [
         (ModelError, BROKEN_OFF)
     ]
@@ -524,7 +526,7 @@ def test_an_answer_that_was_closed_before_it_opened_disconnects(upstream):
     texts, error = outcome(answer)
     assert (texts, str(error)) == ([], BROKEN_OFF)
     for connection in upstream.connections:
-        wait_until(connection.left.is_set)
+        wait_until(connection.disconnected.is_set)
 
 
 @pytest.fixture
@@ -539,13 +541,13 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_many_answers_can_be_open_at_once(upstream, many_files, caplog):
+def test_many_answers_can_be_open_concurrently(upstream, many_files, caplog):
     caplog.set_level(logging.INFO)
     upstream.answer = stream(delta("Hel"), PAUSE, delta("lo"), FINISH, DONE)
     answers = [deltas(ask(MESSAGES)) for _ in range(150)]
     assert {next(texts) for texts in answers} == {"Hel"}
     assert len(upstream.connections) == 150
     for connection in upstream.connections:
-        connection.go_on()
+        connection.resume()
     assert {"".join(texts) for texts in answers} == {"lo"}
     assert caplog.messages == []

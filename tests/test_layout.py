@@ -1,4 +1,4 @@
-"""House rules: imports between files, the length of files, and guards."""
+"""House rules: the imports and lengths of files, and the guards."""
 
 import re
 import subprocess
@@ -110,7 +110,7 @@ def run(code: str) -> subprocess.CompletedProcess:
         ("gevent", "app"),
     ],
 )
-def test_can_be_imported_without_what_it_does_not_need(missing, module):
+def test_a_module_can_be_imported_without_optional_modules(missing, module):
     code = f"import sys; sys.modules[{missing!r}] = None; import {module}"
     done = run(code)
     assert done.returncode == 0, done.stderr
@@ -194,7 +194,7 @@ def readable_by_all(app: Flask) -> set[str]:
     return found
 
 
-def test_other_sites_may_read_what_is_public_or_free(monkeypatch):
+def test_other_sites_may_read_public_and_free_streams(monkeypatch):
     assert readable_by_all(create_app()) == PUBLIC | FREE_OFFLINE
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     assert readable_by_all(create_app()) == PUBLIC
@@ -216,7 +216,7 @@ def test_no_lesson_is_wider_than_a_projector(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_live_part_fits_a_projector_and_its_script_one_screen(name):
+def test_a_live_part_fits_a_projector_and_its_script_fits_a_screen(name):
     text = (PROJECT / "templates" / f"{name}.html").read_text("utf-8")
     lines = text.splitlines()
     assert [line for line in lines if len(line) > 68] == []

@@ -1,4 +1,4 @@
-"""The line that runs: comments that say which line yielded a chunk."""
+"""The running line: comments that name the line that yielded a chunk."""
 
 import re
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def line(name: str, text: str) -> int:
 
 
 def body(response, headers=ASKED) -> bytes:
-    """Return what an app with the comments sends for this response."""
+    """Return what an app that adds the comments sends for a response."""
     app = Flask(__name__)
     app.after_request(lines.show_lines)
     app.add_url_rule("/", view_func=lambda: response)
@@ -56,11 +56,11 @@ def test_names_the_line_of_each_chunk():
     )
 
 
-def test_changes_nothing_unless_asked():
+def test_changes_nothing_unless_the_request_asks_for_it():
     assert body(greeting(), {}) == COMMENT.sub(b"", body(greeting()))
 
 
-def test_comments_a_page_in_its_own_way():
+def test_adds_html_comments_to_a_page():
     number = line("html", "yield HEAD")
     page = html.page("", {"mail": 0})
     response = Response(page, mimetype="text/html")
@@ -71,7 +71,7 @@ def test_comments_a_page_in_its_own_way():
     )
 
 
-def test_changes_no_file():
+def test_leaves_other_media_types_unchanged():
     page = Response((part for part in ("a", "b")), mimetype="text/plain")
     assert body(page) == b"ab"
 
@@ -97,7 +97,7 @@ def test_names_the_yield_of_a_lesson_that_reads_through_keep_alive():
     stream.close()
 
 
-def test_says_nothing_of_generators_that_are_no_lessons():
+def test_ignores_generators_outside_the_lessons():
     def other():
         yield "data: 1\n\n"
 
@@ -107,7 +107,7 @@ def test_says_nothing_of_generators_that_are_no_lessons():
     assert body(EventStream(iter([]))) == b":\n"
 
 
-def test_puts_no_comment_into_a_line_that_goes_on():
+def test_adds_no_comment_inside_an_unfinished_line():
     chunks = [b"data: one", b" line\n\n", b"data: 2\n\n"]
 
     def relayed():
@@ -122,7 +122,7 @@ def test_puts_no_comment_into_a_line_that_goes_on():
     )
 
 
-def test_closes_the_generator_when_the_client_has_gone():
+def test_closes_the_generator_when_the_client_disconnects():
     cable = SimpleNamespace(cuts=0)
     stream = numbers.numbers(1, 0, cable, sleep=no_sleep)
     app = Flask(__name__)
@@ -133,7 +133,7 @@ def test_closes_the_generator_when_the_client_has_gone():
     assert stream.gi_frame is None
 
 
-def test_the_site_sends_them(client):
+def test_the_site_sends_the_comments(client):
     response = client.get("/real-time-updates", headers=ASKED)
     chunks = response.iter_encoded()
     seen = b""

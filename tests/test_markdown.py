@@ -3,7 +3,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from conftest import Server, read_until, spoken, wait_until
+from conftest import Server, read_until, wait_until, without_comments
 from playwright.sync_api import expect
 from upstream import (
     DONE,
@@ -45,7 +45,7 @@ def app(upstream, monkeypatch):
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for a minute."""
+    """The app, which waits up to a minute for its upstream."""
     url = f"http://127.0.0.1:{port}/v1"
     running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
     yield running
@@ -62,7 +62,7 @@ def drawn(index, html):
 
 
 def sent(pieces, seconds_apart=1.0):
-    """Return (second, index, html) of every block that is sent for these."""
+    """Return (second, index, html) of every block sent for these pieces."""
     seconds = 0.0
 
     def timed():
@@ -85,7 +85,7 @@ def test_an_answer_is_blocks_and_then_done(client, upstream):
     upstream.answer = stream(ROLE, delta("*你*\n\nb"), FINISH, DONE)
     response = client.get(PROMPT)
     assert response.headers["Content-Type"] == "text/event-stream"
-    assert spoken(response.data) == (
+    assert without_comments(response.data) == (
         RETRY
         + drawn(0, "<p><em>你</em></p>\n")
         + drawn(1, "<p>b</p>\n") * 2
@@ -98,7 +98,7 @@ def test_an_answer_is_blocks_and_then_done(client, upstream):
 
 def test_each_removal_is_reported_after_its_block(client, upstream):
     upstream.answer = stream(delta("a <img\n"), delta("src=b>"), FINISH, DONE)
-    body = spoken(client.get(PROMPT).data)
+    body = without_comments(client.get(PROMPT).data)
     reported = '"where":"the text"}\n\n', 'src=\\"b\\"","where":"<img>"}\n\n'
     assert body.endswith(
         drawn(0, "<p>a </p>\n")
@@ -136,9 +136,9 @@ def test_the_growing_block_is_sent_while_the_model_pauses(client, upstream):
         chunks = iter(response.response)
         read_until(chunks, drawn(0, "<p>One *two</p>\n"))
         assert next(chunks) == b":\n"
-        upstream.go_on()
+        upstream.resume()
         rest = b"".join(chunks)
-    assert spoken(rest).endswith(
+    assert without_comments(rest).endswith(
         drawn(0, "<p>One <em>two</em></p>\n") + FINISHED
     )
 
@@ -147,7 +147,7 @@ def test_the_growing_block_is_sent_while_the_model_pauses(client, upstream):
 def test_a_fault_loses_no_text_and_is_the_last_event(client, upstream, name):
     fault = FAULTS[name]
     upstream.answer = fault.answer
-    body = spoken(client.get(PROMPT).data)
+    body = without_comments(client.get(PROMPT).data)
     data = json.dumps({"error": fault.sentence}, separators=(",", ":"))
     last = f"event: failed\ndata: {data}\n\n".encode()
     if fault.texts:
@@ -170,25 +170,25 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     read_until(client.chunks(), begun)
     wait_until(lambda: upstream.requests)
     (connection,) = upstream.connections
-    assert not connection.left.is_set()
+    assert not connection.disconnected.is_set()
     client.close()
     closed_at = time.monotonic()
-    wait_until(connection.left.is_set)
-    assert connection.left_at - closed_at < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
-# What is refused, and costs nothing
+# Refused requests, which cost nothing
 
 
 @pytest.mark.parametrize("last", ["0", "7", "x"])
-def test_a_reconnect_gets_204_and_asks_nothing(client, upstream, last):
+def test_a_reconnect_gets_204_and_sends_no_prompt(client, upstream, last):
     response = client.get(PROMPT, headers={"Last-Event-ID": last})
     assert response.status_code == 204
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("query", ["", "?prompt=", f"?prompt={'x' * 4001}"])
-def test_a_prompt_of_another_length_is_refused(client, upstream, query):
+def test_an_empty_or_too_long_prompt_is_refused(client, upstream, query):
     response = client.get(f"/stream/markdown{query}")
     assert response.status_code == 400
     assert response.json == {
@@ -265,7 +265,7 @@ BAD_LINKS = [
 
 
 @one_server
-def test_page_keeps_only_links_with_good_schemes(quick):
+def test_page_keeps_only_links_with_allowed_schemes(quick):
     kept = quick.evaluate(
         """(addresses) => {
             const box = document.createElement("div");
@@ -287,7 +287,7 @@ def test_page_keeps_the_nodes_of_a_finished_block(online, upstream, page):
     ask(page)
     expect(page.locator("#blocks")).to_contain_text("Two")
     page.evaluate("() => { window.first = blocks.querySelector('p'); }")
-    upstream.go_on()
+    upstream.resume()
     finish(page)
     expect(page.locator("#blocks")).to_have_text("One\nTwo!\n")
     assert page.evaluate("() => blocks.querySelector('p') === first")
@@ -311,5 +311,5 @@ def test_the_stop_button_stops_the_model(online, upstream, page):
     page.get_by_role("button", name="Stop").click()
     stopped_at = time.monotonic()
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - stopped_at < NOTICE_SECONDS

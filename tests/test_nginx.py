@@ -1,6 +1,6 @@
 """The app behind nginx, with the configuration from the README.
 
-The README's commands run as they are written, in a temporary folder.
+The commands are those of the README, run in a temporary folder.
 """
 
 import json
@@ -62,12 +62,12 @@ class TlsClient(Client):
 
 
 class Nginx:
-    """nginx in front of an app, started as the README says."""
+    """nginx in front of an app, started as in the README."""
 
     def __init__(self, folder: Path, app: Server, changes: dict[str, str]):
         need("openssl")
         need("nginx")
-        folder.chmod(0o755)  # if root starts nginx, it runs as nobody
+        folder.chmod(0o755)  # if root starts nginx, its workers run as nobody
         self.app = app
         self.port = free_port()
         self.url = f"https://localhost:{self.port}"
@@ -145,7 +145,7 @@ def app_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def nginx(put_nginx_in_front, app_server) -> Iterator[Nginx]:
-    """An nginx that must not log any error."""
+    """An nginx whose log must show no error."""
     running = put_nginx_in_front(app_server)
     yield running
     assert running.log == ""
@@ -288,7 +288,7 @@ def test_an_event_does_not_wait_for_the_next(request, fixture, encoding, read):
     assert received.count(b"data: ") == 1
 
 
-TICKS = 5  # more than any other test here reads from this stream
+TICKS = 5  # no other test of this file reads as many
 CLOCK = "/sse?interval=0.2"
 
 
@@ -376,38 +376,40 @@ def own_app(start) -> Server:
 
 @pytest.fixture
 def reader(own_app, put_nginx_in_front, page):
-    """A page that reads through nginx from an app that the test may stop."""
+    """A page that reads, through nginx, an app that the test may stop."""
     page.goto(f"{put_nginx_in_front(own_app).url}/demos/reconnect")
     page.get_by_label("drop_after").fill("100")
     yield page
     page.problems.clear()
 
 
-def said(page, words):
+def log_line(page, words):
     return page.locator("#log").get_by_text(words, exact=True)
 
 
 def test_a_browser_reconnects_after_a_reload_of_the_app(reader, own_app):
-    # When the browser reconnects, the old worker has stopped.
+    # By the time the browser reconnects, the old worker has stopped.
     reader.locator("[name=retry]").fill("1500")
     press(reader, "Start")
-    said(reader, "event 1").wait_for()
+    log_line(reader, "event 1").wait_for()
     own_app.process.send_signal(signal.SIGHUP)
     back = reader.locator("#timeline text").filter(has_text="reconnected")
     back.wait_for()
     expect(reader.locator("#state")).to_have_text("open")
 
 
-def test_browsers_reconnect_once_the_app_is_back(reader, own_app, start):
+def test_a_browser_reconnects_once_the_app_has_restarted(
+    reader, own_app, start
+):
     reader.locator("[name=retry]").fill("100")
     press(reader, "Start")
-    said(reader, "event 1").wait_for()
+    log_line(reader, "event 1").wait_for()
     own_app.stop()
     expect(reader.locator("#state")).to_have_text("reconnecting")
     crosses = reader.locator("#timeline path.cross")
     expect(crosses.nth(2)).to_be_attached()
     start("gunicorn", port=own_app.port)
-    said(reader, "event 2").wait_for()
+    log_line(reader, "event 2").wait_for()
 
 
 def test_a_page_gets_502_while_the_app_is_down(start, put_nginx_in_front):
@@ -418,7 +420,7 @@ def test_a_page_gets_502_while_the_app_is_down(start, put_nginx_in_front):
         assert client.status == 502
 
 
-def test_a_stop_of_the_app_ends_streams_immediately(start, put_nginx_in_front):
+def test_stopping_the_app_ends_streams_immediately(start, put_nginx_in_front):
     server = start("gunicorn")
     nginx = put_nginx_in_front(server)
     clients = [nginx.get("/sse?interval=10") for _ in range(20)]
@@ -430,4 +432,4 @@ def test_a_stop_of_the_app_ends_streams_immediately(start, put_nginx_in_front):
     assert len(server.logged("^clock: closed after 0 ticks$")) == len(clients)
     for client in clients:
         with client, pytest.raises(IncompleteRead):
-            client.read()  # or a client would take it for a complete response
+            client.read()  # so that no client takes it for complete

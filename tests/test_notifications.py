@@ -21,12 +21,12 @@ MARKUP = "<img src=x onerror=alert(1)><b>&amp;"
 JSON = "application/json"
 
 
-# The channel in memory or in Redis
+# With the channel in memory or in Redis
 
 
 @pytest.fixture
 def send(client):
-    """Send a notification and return the id in the answer."""
+    """Return a function that sends a notification and returns its id."""
 
     def send(text: str, level: str = "info") -> str:
         answer = client.post(
@@ -41,7 +41,7 @@ def send(client):
 
 @pytest.fixture
 def stream(client):
-    """Open the stream through the test client; return its events."""
+    """Return a function that opens the stream through the test client."""
     with ExitStack() as opened:
 
         def stream(last: str | None = None) -> Iterator[Event]:
@@ -54,7 +54,7 @@ def stream(client):
 
 
 @pytest.mark.parametrize("path", [STREAM, "/stream/prices", "/stream/document"])
-def test_clients_reconnect_after_2_to_5_seconds_each(client, path):
+def test_each_client_reconnects_after_2_to_5_seconds(client, path):
     retries = set()
     for _ in range(20):
         with client.get(path, buffered=False) as response:
@@ -66,7 +66,7 @@ def test_clients_reconnect_after_2_to_5_seconds_each(client, path):
 
 
 def place(events: Iterator[Event]) -> str:
-    """Read the first event; return the id to resume from."""
+    """Read the first event, and return the id to resume from."""
     event = next(events)
     assert event.event == "begin"
     assert event.data == event.id
@@ -74,7 +74,7 @@ def place(events: Iterator[Event]) -> str:
 
 
 def until(events: Iterator[Event], last: str) -> list[tuple[str, str]]:
-    """Return the id and text of all that comes, up to the text `last`."""
+    """Return the id and text of each event, up to the text `last`."""
     received = []
     for event in events:
         assert event.event == "message"
@@ -90,7 +90,7 @@ def test_all_clients_get_each_notification_with_the_id_of_its_answer(
     send("before")
     clients = [stream() for _ in range(3)]
     for client in clients:
-        place(client)  # nothing from before comes
+        place(client)  # without any earlier notification
     sent = [(send(text), text) for text in ("One", "Two", "Three")]
     for client in clients:
         assert until(client, "Three") == sent
@@ -106,7 +106,7 @@ def test_a_client_that_reconnects_gets_exactly_what_it_missed(
     assert until(events, "live") == [*missed, live]
 
 
-def test_a_client_that_leaves_before_any_notification_misses_none(
+def test_a_client_that_disconnects_after_begin_misses_nothing(
     store, send, stream
 ):
     last = place(stream())
@@ -181,7 +181,7 @@ REFUSED = [
 ]
 
 
-def test_what_is_refused_is_published_to_nobody(client):
+def test_a_refused_notification_is_not_published(client):
     for body, media_type, status, sentence in REFUSED:
         answer = client.post(
             "/notifications", data=body, content_type=media_type
@@ -191,7 +191,7 @@ def test_what_is_refused_is_published_to_nobody(client):
         assert newest("notifications") is None
 
 
-def test_a_body_of_the_greatest_size_is_accepted(client):
+def test_a_body_of_the_maximum_size_is_accepted(client):
     answer = client.post(
         "/notifications", data=GOOD.ljust(MAX_BODY_BYTES), content_type=JSON
     )
@@ -286,9 +286,9 @@ def test_two_windows_show_the_same(lesson_page):
             assert window.locator("#list > .alert").count() == 1
 
 
-def test_a_refused_text_stays_in_its_field_beside_the_reason(lesson_page):
+def test_a_refused_text_stays_in_its_field_next_to_the_reason(lesson_page):
     page = listen(lesson_page("notifications"))
-    text = "x" * 501  # the field would not let anybody type it
+    text = "x" * 501  # longer than anyone can type into the field
     page.get_by_label("Text", exact=True).evaluate(
         "(e, text) => e.value = text", text
     )
@@ -314,15 +314,15 @@ AFTER_FETCH = """() => {
 }"""
 
 
-def test_what_is_typed_while_a_text_is_sent_stays(lesson_page):
+def test_text_typed_while_another_is_being_sent_is_kept(lesson_page):
     page = lesson_page("notifications")
-    held = []
+    routes = []
     page.evaluate(AFTER_FETCH)
-    page.route("**/notifications", lambda route: held.append(route))
+    page.route("**/notifications", lambda route: routes.append(route))
     submit(page, "First")
-    wait_until(lambda: held or page.wait_for_timeout(10))
+    wait_until(lambda: routes or page.wait_for_timeout(10))
     page.get_by_label("Text", exact=True).fill("Second")
-    held[0].continue_()
+    routes[0].continue_()
     wait_until(lambda: page.evaluate("isAnswered"))
     assert page.get_by_label("Text", exact=True).input_value() == "Second"
 

@@ -12,7 +12,7 @@ def take(client, count):
     return [next(events) for _ in range(count)]
 
 
-def test_counts_from_one_with_the_id_also_in_the_data(server):
+def test_counts_from_one_and_repeats_the_id_in_the_data(server):
     with server.get("/real-time-updates?interval=0.01") as client:
         events = take(client, 20)
     assert [event.id for event in events] == [str(n) for n in range(1, 21)]

@@ -96,8 +96,8 @@ def received(answer: Answer) -> bytes:
         return b"".join(answer)
 
 
-def whole(*messages: dict, **options) -> dict:
-    """Return an answer without streaming. It must have the official format."""
+def unstreamed(*messages: dict, **options) -> dict:
+    """Return an answer without streaming, in the official format."""
     body = received(ask(list(messages), stream=False, **options))
     answer = json.loads(body)
     ChatCompletion.model_validate(answer, strict=True)
@@ -105,7 +105,7 @@ def whole(*messages: dict, **options) -> dict:
 
 
 def chunks(*messages: dict, **options) -> list[dict]:
-    """Return the chunks of an answer. Each must have the official format."""
+    """Return the chunks of an answer, each in the official format."""
     body = received(ask(list(messages), **options))
     *events, done = [event.data for event in parse_events([body])]
     assert done == "[DONE]"
@@ -118,7 +118,7 @@ def chunks(*messages: dict, **options) -> list[dict]:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_answer_matches_the_prompt_and_its_language(prompt):
     words = list(deltas(ask([user(prompt)])))
-    answer = whole(user(prompt))["choices"][0]["message"]["content"]
+    answer = unstreamed(user(prompt))["choices"][0]["message"]["content"]
     assert "".join(words) == answer
     assert answer.startswith(PROMPTS[prompt])
     assert len(words) > 40
@@ -247,7 +247,9 @@ def test_the_official_client_can_join_the_chunks(same_ids, prompt, reason):
     for chunk in streamed:
         state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
     found = state.get_final_completion()
-    expected = ChatCompletion.model_validate(whole(user(prompt), **options))
+    expected = ChatCompletion.model_validate(
+        unstreamed(user(prompt), **options)
+    )
     (choice,), (wanted,) = found.choices, expected.choices
     assert choice.finish_reason == wanted.finish_reason == reason
     assert choice.message.content == wanted.message.content
@@ -297,7 +299,7 @@ def test_lists_its_only_model():
     assert models["object"] == "list"
     (model,) = models["data"]
     Model.model_validate(model, strict=True)
-    assert model["id"] == whole(user("Hi"))["model"] == "offline"
+    assert model["id"] == unstreamed(user("Hi"))["model"] == "offline"
 
 
 @pytest.mark.parametrize(
@@ -359,7 +361,7 @@ def test_an_invalid_request_gets_an_official_error(method, path, body, status):
     ],
 )
 def test_calls_the_tools_that_the_message_mentions(prompt, names):
-    (choice,) = whole(user(prompt), tools=tools(TIME, SUM))["choices"]
+    (choice,) = unstreamed(user(prompt), tools=tools(TIME, SUM))["choices"]
     calls = choice["message"].get("tool_calls", [])
     assert [call["function"]["name"] for call in calls] == names
     assert len({call["id"] for call in calls}) == len(names)
@@ -372,12 +374,12 @@ def test_calls_the_tools_that_the_message_mentions(prompt, names):
 def test_one_word_of_a_tools_name_is_enough(name):
     options = {"tools": tools({"name": name})}
     for prompt, reason in (("The time", "tool_calls"), ("get the of", "stop")):
-        (choice,) = whole(user(prompt), **options)["choices"]
+        (choice,) = unstreamed(user(prompt), **options)["choices"]
         assert choice["finish_reason"] == reason
 
 
 @pytest.mark.parametrize("last", [{}, {"role": "assistant"}])
-def test_calls_no_tool_before_the_user_writes_again(last):
+def test_calls_no_tool_until_the_user_writes_again(last):
     text = text_of(user("What time is it?"), last, tools=tools(TIME))
     assert text.startswith("**Server-sent events**")
 
@@ -432,14 +434,14 @@ UNIT = {"type": "string", "enum": ["celsius", "fahrenheit"]}
 )
 def test_arguments_are_filled_from_the_message(prompt, properties, arguments):
     function = {"name": "run", "parameters": {"properties": properties}}
-    answer = whole(user(prompt), tools=tools(function))
+    answer = unstreamed(user(prompt), tools=tools(function))
     (call,) = answer["choices"][0]["message"]["tool_calls"]
     assert json.loads(call["function"]["arguments"]) == arguments
 
 
 @pytest.mark.parametrize("parameters", [{}, {"parameters": None}])
 def test_a_tool_may_have_no_parameters(parameters):
-    answer = whole(user("Run"), tools=tools({"name": "run"} | parameters))
+    answer = unstreamed(user("Run"), tools=tools({"name": "run"} | parameters))
     (call,) = answer["choices"][0]["message"]["tool_calls"]
     assert call["function"] == {"name": "run", "arguments": "{}"}
 
@@ -452,7 +454,7 @@ def test_a_tool_may_have_no_parameters(parameters):
     ],
 )
 def test_the_answer_repeats_the_results_of_tools(prompt, text):
-    asked = whole(user("The sum and the time"), tools=tools(TIME, SUM))
+    asked = unstreamed(user("The sum and the time"), tools=tools(TIME, SUM))
     message = asked["choices"][0]["message"]
     first, second = [call["id"] for call in message["tool_calls"]]
     messages = [
@@ -466,7 +468,7 @@ def test_the_answer_repeats_the_results_of_tools(prompt, text):
 
 
 class Pauses:
-    """Replaces `threading` in the model. Records the pauses, and skips them."""
+    """A stand-in for `threading` that records the pauses and skips them."""
 
     def __init__(self):
         self.seconds = []
@@ -534,7 +536,7 @@ def waiting(plug_in, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["answer", "raw.shutdown", "response"])
-def test_closing_in_another_thread_ends_the_pause(waiting, way):
+def test_closing_an_answer_in_another_thread_ends_the_pause(waiting, way):
     with closing(ask([user("Hi")])) as answer:
         response = answer.open()
 
@@ -553,7 +555,7 @@ def test_closing_in_another_thread_ends_the_pause(waiting, way):
         closer.join()
 
 
-def test_an_answer_that_is_closed_while_it_is_read_breaks_off(waiting):
+def test_an_answer_that_is_closed_during_reading_breaks_off(waiting):
     answer = ask([user("Hi")])
 
     def close() -> None:
@@ -567,7 +569,7 @@ def test_an_answer_that_is_closed_while_it_is_read_breaks_off(waiting):
     closer.join()
 
 
-def test_an_answer_that_was_closed_before_breaks_off():
+def test_an_answer_that_was_closed_before_reading_breaks_off():
     answer = ask([user("Hi")])
     answer.close()
     with pytest.raises(ModelError, match="broke off"):
@@ -592,7 +594,7 @@ def test_shutdown_after_the_end_changes_nothing():
 def test_a_dropped_response_leaves_nothing_behind(plug_in):
     plug_in(3600)
     threads = threading.active_count()
-    gc.disable()  # reference counting must be enough
+    gc.disable()  # because reference counting must be enough
     try:
         answer = ask([user("Hi")])
         left = weakref.ref(answer.open().raw._fp)

@@ -36,7 +36,7 @@ def test_curl_line_contains_the_requested_host(client):
     assert curl == "curl -N http://pi.localhost:8080/stream/hello"
 
 
-def test_nothing_is_loaded_from_elsewhere(client):
+def test_pages_load_nothing_from_other_sites(client):
     for path in ["/", *(f"/demos/{name}" for name in NAMES)]:
         loaded = re.findall(
             r'<\w[^<>]* (?:src|href)="([^"]*)"', client.get(path).text

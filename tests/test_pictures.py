@@ -1,4 +1,4 @@
-"""The pictures of the catalogue: their data, what is drawn, and how it fits."""
+"""The pictures of the catalogue: their data, drawing and layout."""
 
 from collections import Counter
 from xml.etree import ElementTree
@@ -21,7 +21,7 @@ PICTURES = [
     *(pytest.param(comparison, name, id=name) for name in LAYOUTS),
     *(pytest.param(part_picture, part, id=part.title) for part in PARTS),
 ]
-# The box of each visible text of each visible picture, and of the picture.
+# Return the box of every visible text, and whether it is in its picture.
 VISIBLE_TEXTS = """
 () => [...document.querySelectorAll("svg.picture")]
   .filter((svg) => svg.checkVisibility())
@@ -38,7 +38,7 @@ VISIBLE_TEXTS = """
   }))
 """
 
-# The colour of each text of the pictures, and of what may be behind it.
+# Return the colour of every text, and the possible colours behind it.
 COLOURS = """
 () => {
   const colour = (selector, property) => getComputedStyle(
@@ -69,7 +69,7 @@ def of_class(svg: ElementTree.Element, kind: str, tag: str = "*"):
 
 
 @pytest.mark.parametrize(("draw", "what"), PICTURES)
-def test_a_picture_is_xml_with_a_title_and_a_sentence(draw, what):
+def test_a_picture_is_xml_with_a_title_and_a_description(draw, what):
     svg = ElementTree.fromstring(draw(what))
     assert svg.get("role") == "img"
     labels = svg.get("aria-labelledby").split()
@@ -95,7 +95,7 @@ def test_no_two_elements_of_the_catalogue_share_an_id(client):
 
 
 @pytest.mark.parametrize("lane", LANES, ids=lambda lane: lane.name)
-def test_every_lane_brings_the_same_events_and_none_before_it_happens(lane):
+def test_every_lane_delivers_the_same_events_and_none_too_early(lane):
     sent = lane.sent()
     assert list(sent) == list(EVENTS)
     assert all(at >= EVENTS[number] for number, at in sent.items())
@@ -138,7 +138,7 @@ def test_a_lane_draws_its_data(name):
     assert (empty, late) == ([5, 0, 0, 0], [4, 0, 0, 0])
 
 
-def test_events_of_one_response_do_not_cover_each_other():
+def test_events_of_one_response_do_not_overlap():
     svg = ElementTree.fromstring(comparison("narrow"))
     for picture in of_class(svg, "lane"):
         dots = of_class(picture, "event", "circle")
@@ -150,7 +150,7 @@ def test_events_of_one_response_do_not_cover_each_other():
 
 
 @pytest.mark.parametrize(("draw", "what"), PICTURES)
-def test_what_is_drawn_fits_the_view_box(draw, what):
+def test_every_drawing_fits_its_view_box(draw, what):
     svg = ElementTree.fromstring(draw(what))
     _, _, *size = map(int, svg.get("viewBox").split())
     for element in svg.iter():
@@ -172,7 +172,7 @@ def test_what_is_drawn_fits_the_view_box(draw, what):
 @pytest.mark.parametrize(
     ("width", "height", "least"), [(1280, 720, 14), (390, 844, 13)]
 )
-def test_words_are_large_enough_and_cover_no_other(
+def test_words_are_large_enough_and_do_not_overlap(
     page, site, width, height, least
 ):
     page.set_viewport_size({"width": width, "height": height})
@@ -207,7 +207,7 @@ def contrast(*colours: list[float]) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out(page, site, scheme):
+def test_words_have_enough_contrast(page, site, scheme):
     page.emulate_media(color_scheme=scheme)
     page.goto(site.url)
     for words, colour, backgrounds in page.evaluate(COLOURS):

@@ -57,7 +57,7 @@ def test_the_stream_is_exactly_these_bytes(server, framed):
         )
 
 
-def test_an_empty_object_gets_no_messages(server):
+def test_an_empty_object_results_in_no_messages(server):
     with post(server, FAST, b"{}") as client:
         assert client.read() == (
             b":\n"
@@ -89,11 +89,11 @@ def test_an_event_is_sent_as_soon_as_it_is_produced(server):
             b":\nevent: request\n"
             b'data: {"method":"POST","headers":{},"body":{"a":1}}\n\n'
         )
-    assert time.monotonic() - start < 10  # before there is another
+    assert time.monotonic() - start < 10  # before the next event exists
 
 
 @framings
-def test_a_body_may_have_the_maximum_size_but_not_a_byte_more(server, framed):
+def test_a_body_may_have_the_maximum_size_but_not_one_byte_more(server, framed):
     body = b'{"a": "' + b"x" * (MAX_BODY_BYTES - 9) + b'"}'
     with post(server, FAST, framed(body)) as client:
         assert client.read().endswith(b'data: {"members":1}\n\n')
@@ -118,7 +118,7 @@ def test_a_body_may_have_the_maximum_size_but_not_a_byte_more(server, framed):
         ),
     ],
 )
-def test_a_bad_request_is_refused_with_a_sentence(
+def test_a_bad_request_is_refused_with_an_error_message(
     client, query, sent, status, sentence
 ):
     response = client.post(f"/api/sse{query}", **sent)

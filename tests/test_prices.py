@@ -37,7 +37,7 @@ def gaps(ids) -> list[int]:
     return [after - before for before, after in pairwise(times(ids))]
 
 
-# The market of a process, its channel in memory or in Redis
+# The market of a process, with its channel in memory or in Redis
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def _closed_market(app, monkeypatch):
 
 @pytest.fixture(params=["memory", "redis"])
 def store(request, monkeypatch, app) -> None:
-    """Where the channel is."""
+    """Keep the channel in memory or in Redis."""
     if request.param == "redis":
         url = request.getfixturevalue("redis_server").url
         monkeypatch.setattr(broker, "BROKER", RedisBroker(url))
@@ -91,7 +91,7 @@ def test_the_five_symbols_walk_in_small_steps(store):
         assert after == pytest.approx(before, rel=0.01)
 
 
-def test_one_market_is_open_while_anybody_watches(store):
+def test_one_market_is_open_while_any_client_is_connected(store):
     with closing(watch()) as one, closing(watch()) as other:
         seen = take(one, 3)
         assert take(other, 3) == seen
@@ -108,7 +108,7 @@ def test_one_market_is_open_while_anybody_watches(store):
         assert len(markets()) == 1
 
 
-def test_clients_that_come_and_go_leave_one_market(store):
+def test_connects_and_disconnects_result_in_one_market(store):
     with ExitStack() as stack:
         for _ in range(5):
             with closing(watch()) as events:
@@ -119,14 +119,14 @@ def test_clients_that_come_and_go_leave_one_market(store):
 
 
 class LockedMarket(SimpleNamespace):
-    """A market that only the thread that holds its lock may change."""
+    """A market that a thread may change only while it has the lock."""
 
     def __setattr__(self, name, value):
         assert self.lock.locked()
         super().__setattr__(name, value)
 
 
-def test_counts_each_of_many_clients_that_disconnect_together(monkeypatch):
+def test_counts_every_one_of_many_concurrent_disconnects(monkeypatch):
     market = LockedMarket(clients=0, lock=threading.Lock())
     monkeypatch.setattr(prices, "market", market)
     all_in = threading.Barrier(20)
@@ -163,7 +163,7 @@ def test_a_market_that_cannot_open_is_opened_by_the_next_client(
 
 @pytest.fixture
 def open_market():
-    """Run a market, as another process would; stop it with what it returns."""
+    """Return a function that runs a market, and returns an event to stop it."""
     with ExitStack() as opened:
 
         def open_market() -> threading.Event:
@@ -186,7 +186,7 @@ def test_two_markets_publish_no_faster_than_one(store, open_market):
         assert after == pytest.approx(before, rel=0.01)
 
 
-def test_a_market_that_stops_is_taken_over(store, open_market):
+def test_another_market_takes_over_from_one_that_stops(store, open_market):
     first = open_market()
     with closing(subscribe("prices", BEGIN)) as events:
         walk = take(events, 5)
@@ -221,12 +221,12 @@ def test_the_channel_keeps_no_more_than_the_history(store):
         assert next(events) is None
 
 
-# Who gets which prices
+# Which prices a client gets
 
 
 @pytest.fixture
 def stream(client):
-    """Open the stream through the test client; return its events."""
+    """Return a function that opens the stream through the test client."""
     with ExitStack() as opened:
 
         def stream(query: str = "", last: str | None = None) -> Iterator[Event]:
@@ -293,7 +293,7 @@ def test_an_interval_out_of_range_is_refused(client):
         )
 
 
-def test_a_price_moves_by_a_factor_of_its_own():
+def test_every_price_moves_by_its_own_factor():
     factors = iter([1.01, 0.99, 1, 1.000004, 1.5])
     assert prices.moved(prices.OPENING, lambda: next(factors)) == {
         "ALFA": 101,
@@ -312,7 +312,7 @@ def test_a_price_that_only_falls_stays_above_zero():
     assert all(price > 0 for price in falling.values())
 
 
-# Redis is down, or has lost everything
+# Redis is down, or has lost all data
 
 
 @pytest.fixture
@@ -328,7 +328,7 @@ def test_the_walk_continues_when_redis_is_back(own_store, caplog):
         for _ in range(15):
             while next(events) is not None:
                 pass
-        assert len(caplog.records) <= 5  # not one for each step
+        assert len(caplog.records) <= 5  # fewer than one for each step
         own_store.start()
         back_at = 1000 * time.time()
         while times([max(walk)])[0] < back_at:
@@ -337,7 +337,7 @@ def test_the_walk_continues_when_redis_is_back(own_store, caplog):
         assert after == pytest.approx(before, rel=0.01)
 
 
-def test_the_market_continues_when_redis_was_emptied(own_store):
+def test_the_market_continues_after_redis_was_emptied(own_store):
     with closing(watch()) as events:
         take(events, 5)
         own_store.client().flushall()
@@ -373,7 +373,7 @@ def instances(redis_server, start) -> list[Server]:
     ]
 
 
-def test_the_clients_of_all_servers_see_one_market(instances, redis_server):
+def test_the_clients_of_all_servers_share_one_market(instances, redis_server):
     with ExitStack() as stack:
         clients = [
             stack.enter_context(instance.get(ALL)) for instance in instances * 2
@@ -382,7 +382,7 @@ def test_the_clients_of_all_servers_see_one_market(instances, redis_server):
         for client in clients[1:]:
             assert take(of_client(client), 40) == seen
     assert list(seen) == sorted(seen)
-    # Twenty a second in total, however many there are to publish.
+    # They get twenty prices a second, however many servers publish.
     waits = gaps(seen)[5:]
     assert min(waits) >= STEP_MS - 2
 
@@ -390,7 +390,7 @@ def test_the_clients_of_all_servers_see_one_market(instances, redis_server):
         ((id, _),) = redis_server.client().xrevrange("sse:prices", count=1)
         return id.decode()
 
-    # The market closes when nobody watches, and then opens where it closed.
+    # The market closes without clients, and reopens at the last prices.
     wait_until(lambda: 1000 * time.time() - times([newest()])[0] > 400)
     closing_id = newest()
     with instances[1].get(ALL) as client:
@@ -418,7 +418,7 @@ def test_when_a_server_dies_another_takes_over_its_market(instances):
 
 
 def show(page: Page, *events: tuple[float, list[float] | None]) -> None:
-    """Start the page with prices at seconds; None for them is a reset."""
+    """Start the page with prices at these seconds. None means a reset."""
     body = b"retry: 86400000\n"
     for seconds, values in events:
         if values is None:
@@ -457,7 +457,8 @@ def test_the_table_shows_each_price_and_its_change(lesson_page):
     page = lesson_page("prices")
     for first, *then in [
         [(1, OPENED), (2, [1.0] * 5), (3, MOVED)],
-        # Change is counted from the first price after a reset, or in a minute.
+        # The change is relative to the first price of the last minute, or to
+        # the first one after a reset.
         [(1, [1.0] * 5), (2, None), (3, OPENED), (4, MOVED)],
         [(1, [1.0] * 5), (29, [1.0] * 5), (31, OPENED), (90, MOVED)],
     ]:
@@ -465,7 +466,7 @@ def test_the_table_shows_each_price_and_its_change(lesson_page):
         expect(page.locator("#prices")).to_contain_text("3.00")
         show(page, first, *then)
         expect_table(page, ROWS)
-    # And it does so to a screen reader.
+    # A screen reader gets the same table.
     for name in SYMBOLS:
         expect(page.get_by_role("rowheader", name=name)).to_be_visible()
     for name in ("Symbol", "Price", "Change"):
@@ -509,11 +510,11 @@ LABELS = f"""(canvas) => {{
 
 
 def painted(page: Page) -> dict[str, list[list[int]]]:
-    """Return where on the chart each of the five colours is."""
+    """Return the places on the chart that have each of the five colours."""
     return page.locator("#chart").evaluate(PIXELS, COLORS)
 
 
-def test_the_chart_has_five_lines_and_labels_that_stand_out(lesson_page):
+def test_the_chart_has_five_lines_and_legible_labels(lesson_page):
     page = lesson_page("prices")
     page.get_by_label("Interval").fill("0.05")
     page.get_by_role("button", name="Start").click()
@@ -530,9 +531,9 @@ def test_the_chart_has_five_lines_and_labels_that_stand_out(lesson_page):
     expect(page.locator("#prices > tr")).to_have_count(5)
 
 
-def test_the_lines_lie_in_the_order_of_the_changes(lesson_page):
+def test_the_lines_are_in_the_order_of_the_changes(lesson_page):
     page = lesson_page("prices")
-    show(page, (1, OPENED))  # one price alone is drawn, too
+    show(page, (1, OPENED))  # even a single price is drawn
     expect(page.locator("#prices > tr")).to_have_count(5)
     assert any(painted(page).values())
     show(page, (1, [100.0] * 5), (2, [105.0, 101.0, 100.0, 99.0, 90.0]))
@@ -570,7 +571,7 @@ COUNTED = """() => {
 }"""
 
 
-def test_the_page_shows_all_of_the_history(lesson_page):
+def test_the_page_shows_the_complete_history(lesson_page):
     page = lesson_page("prices")
     page.evaluate(COUNTED)
     count = prices.HISTORY_EVENTS
@@ -579,7 +580,7 @@ def test_the_page_shows_all_of_the_history(lesson_page):
     wait_until(lambda: page.evaluate("most") >= count)
 
 
-HELD = """() => {
+DEFERRED = """() => {
   window.frames = [];
   window.requestAnimationFrame = (draw) => window.frames.push(draw);
   window.parsed = window.drawn = 0;
@@ -598,7 +599,7 @@ HELD = """() => {
 
 def test_the_chart_is_drawn_once_a_frame_for_any_number_of_events(lesson_page):
     page = lesson_page("prices")
-    page.evaluate(HELD)
+    page.evaluate(DEFERRED)
     show(page, *[(n, OPENED) for n in range(1, 51)])
     wait_until(lambda: page.evaluate("parsed") == 50)
     assert page.evaluate("drawn") == 0
@@ -606,7 +607,7 @@ def test_the_chart_is_drawn_once_a_frame_for_any_number_of_events(lesson_page):
     assert page.evaluate("drawn") == 1
 
 
-def test_the_chart_is_at_most_60_lines():
+def test_the_chart_script_has_at_most_60_lines():
     lines = (PROJECT / "static/chart.js").read_text("utf-8").splitlines()
     assert len(lines) <= 60
     assert max(map(len, lines)) <= 80

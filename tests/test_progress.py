@@ -6,7 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import COMMANDS, Client, Server, free_port, spoken, wait_until
+from conftest import (
+    COMMANDS,
+    Client,
+    Server,
+    free_port,
+    wait_until,
+    without_comments,
+)
 from playwright.sync_api import Page, expect
 
 import background
@@ -39,12 +46,12 @@ def delete(server: Server, path: str) -> tuple[int, bytes]:
 
 
 def without_waiting(body: bytes) -> bytes:
-    """Return an event stream without the silence of a slow machine."""
+    """Return an event stream without the `waiting` events of slow machines."""
     return re.sub(rb"id: .*\nevent: waiting\ndata: .*\n\n", b"", body)
 
 
 def summary(events) -> list[tuple[str, int | dict]]:
-    """Return each event's type, and its steps done or its data."""
+    """Return each event's type, and the number of steps done or the data."""
     pairs = []
     for event in events:
         data = json.loads(event.data or "{}")
@@ -53,17 +60,17 @@ def summary(events) -> list[tuple[str, int | dict]]:
 
 
 def read_until_done(client: Client, steps: int) -> Event:
-    """Read until that many steps are done; return the event."""
+    """Read until so many steps are done, and return that event."""
     for event in parse_events(client.chunks()):
         if summary([event]) == [("progress", steps)]:
             return event
-    raise AssertionError("the stream has ended")
+    raise AssertionError("the stream ended too early")
 
 
 # The job
 
 
-def test_work_yields_each_step_and_the_end():
+def test_work_yields_every_step_and_a_final_event():
     naps = []
     events = work(2, naps.append)
     assert b"".join(event.encode() for event in events).decode() == (
@@ -85,7 +92,7 @@ def test_the_stream_is_exactly_these_bytes(server):
         assert client.header("Cache-Control") == "no-cache, no-transform"
         assert client.header("X-Accel-Buffering") == "no"
         assert client.header("Access-Control-Allow-Origin") is None
-        body = without_waiting(spoken(client.read()))
+        body = without_waiting(without_comments(client.read()))
     *ids, end = re.findall(rb"(?m)^id: (?:(\d+)-(\d+)|end)$", body)
     assert end == (b"", b"")
     assert ids == sorted(set(ids), key=lambda id: tuple(map(int, id)))
@@ -100,7 +107,7 @@ def test_the_stream_is_exactly_these_bytes(server):
     )
 
 
-def test_clients_start_where_the_job_is_and_a_delete_ends_it(server):
+def test_clients_start_at_the_newest_event_and_a_delete_ends_the_job(server):
     path = begin(server, 1000)
     with server.get(path) as follower, server.get(path) as other:
         read_until_done(follower, 3)
@@ -117,7 +124,7 @@ def test_clients_start_where_the_job_is_and_a_delete_ends_it(server):
 
 @pytest.fixture
 def post(client):
-    """Post a body to /jobs through the test client; end the jobs afterwards."""
+    """Return a function that posts to /jobs. End the jobs after the test."""
     paths = []
 
     def post(body: bytes, media_type="application/json", **headers):
@@ -133,7 +140,7 @@ def post(client):
     wait_until(lambda: not background._interrupts)
 
 
-def test_post_immediately_answers_where_to_follow_the_job(post):
+def test_post_immediately_returns_the_url_of_the_job(post):
     answer = post(b'{"steps": 1000}')
     path = answer.headers["Location"]
     assert answer.status_code == 202
@@ -219,7 +226,7 @@ def test_too_many_jobs_are_refused_until_one_has_ended(
     wait_until(lambda: post(b'{"steps": 1}').status_code == 202)
 
 
-def test_while_redis_is_down_no_job_starts_and_the_page_is_told(
+def test_while_redis_is_down_no_job_starts_and_clients_get_503(
     client, post, monkeypatch
 ):
     url = f"redis://127.0.0.1:{free_port()}/0"
@@ -227,14 +234,14 @@ def test_while_redis_is_down_no_job_starts_and_the_page_is_told(
     sentence = "Redis is not available. Try again in a few seconds."
     for answer in post(b'{"steps": 1}'), client.delete("/jobs/x"):
         assert (answer.status_code, answer.json) == (503, {"error": sentence})
-    assert client.get("/jobs/x").data.startswith(b"retry: ")  # try again
+    assert client.get("/jobs/x").data.startswith(b"retry: ")  # so it reconnects
 
 
 # Processes that die
 
 
 def kill(server: Server, *, master: bool = True) -> None:
-    """Kill a server's processes as a crash would: none can clean up."""
+    """Kill a server's processes like a crash, so that none can clean up."""
     pattern = r"Booting worker with pid: (\d+)"
     pids = [re.search(pattern, one)[1] for one in server.logged(pattern)]
     for pid in [server.process.pid] * master + [int(pid) for pid in pids]:
@@ -250,7 +257,7 @@ def end_of(client: Client) -> tuple[str, int | dict]:
     return summary([end])[0]
 
 
-def test_clients_get_an_end_when_a_server_or_a_worker_has_died(
+def test_clients_get_an_end_after_a_server_or_a_worker_has_died(
     start, own_redis, monkeypatch
 ):
     monkeypatch.setattr(broker, "BROKER", RedisBroker(own_redis.url))
@@ -262,7 +269,7 @@ def test_clients_get_an_end_when_a_server_or_a_worker_has_died(
         read_until_done(disconnected, 2)
         kill(dying)
         killed_at = time.monotonic()
-        # This one had every event, and reconnects to the other server.
+        # This client had every event, and reconnects to the other server.
         last = newest_id(second)
         with other.get(second, Last_Event_ID=last) as back:
             assert end_of(back) == end_of(follower) == ("failed", LOST)
@@ -389,7 +396,7 @@ def test_page_shows_the_end_and_does_not_reconnect(lesson_page):
     assert steps_done(page) == 2
 
 
-def test_a_reload_and_a_second_window_continue_where_the_job_is(lesson_page):
+def test_a_reload_and_a_second_window_continue_at_the_newest_event(lesson_page):
     page = lesson_page("progress")
     start_job(page, 25)
     wait_for_steps(page, 3)

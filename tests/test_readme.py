@@ -1,4 +1,4 @@
-"""The commands and examples of the README and the lessons work."""
+"""The commands and examples in the README and the lessons work."""
 
 import json
 import re

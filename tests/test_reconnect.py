@@ -21,7 +21,7 @@ STREAM = "/stream/reconnect"
         ("silence", [60]),
     ],
 )
-def test_sends_the_events_after_the_last_and_then_drops(drop, ending):
+def test_sends_the_next_events_and_then_drops_the_connection(drop, ending):
     happened = []
     for one in reconnect.events(3, 2, drop, happened.append):
         happened.append(one if isinstance(one, bytes) else one.encode())
@@ -59,7 +59,7 @@ def test_a_cut_stream_is_exactly_these_bytes(server):
         (None, "&last=1000000000000000", 1000000000000001),
     ],
 )
-def test_resumes_after_the_last_event_id_or_else_last_in_the_url(
+def test_resumes_after_the_last_event_id_or_else_after_last_in_the_url(
     client, monkeypatch, header, query, first
 ):
     monkeypatch.setattr(reconnect, "TICK_SECONDS", 0)
@@ -121,7 +121,7 @@ def test_a_reconnect_gets_a_wrong_content_type(client, query, headers, last):
     assert response.data == b"data: no event\n\n"
 
 
-def test_204_has_no_body_and_a_redirect_a_relative_url(server):
+def test_204_has_no_body_and_a_redirect_has_a_relative_url(server):
     with server.get(f"{STREAM}?status=204&last=3") as client:
         assert (client.status, client.read()) == (204, b"")
     with server.get(f"{STREAM}?status=307&last=3") as client:
@@ -146,7 +146,7 @@ STATUS = "status must be one of 200, 204, 301, 307, 401, 404, 500, 503, text."
         *(("status", value, STATUS) for value in ("201", "text/plain", "")),
     ],
 )
-def test_refuses_what_is_out_of_range(client, name, value, sentence):
+def test_refuses_values_out_of_range(client, name, value, sentence):
     answer = client.get(STREAM, query_string={name: value})
     assert answer.status_code == 400
     assert answer.json == {"error": sentence.format(value)}
@@ -193,7 +193,7 @@ def ids(page: Page) -> list[int]:
 
 
 def waits(page: Page) -> list[int]:
-    """Return the waits before each new EventSource, in milliseconds."""
+    """Return the delays before each new EventSource, in milliseconds."""
     pattern = "creates a new EventSource in (.+) ms"
     return [int(ms) for ms in re.findall(pattern, "\n".join(log(page)))]
 
@@ -239,7 +239,7 @@ def test_the_browser_follows_a_redirect_with_the_last_event_id(lab, status):
         ("text", [WRONG_TYPE]),
     ],
 )
-def test_the_browser_fails_the_connection_for_good(lab, status, problems):
+def test_the_browser_gives_up_after_a_failure(lab, status, problems):
     begin(lab, retry="0", drop_after="1", status=status)
     expect_state(lab, "failed")
     assert lab.evaluate("source.readyState") == 2
@@ -276,7 +276,7 @@ def test_the_browser_reconnects_by_itself_to_a_restarted_server(page, start):
 
 @pytest.fixture
 def timed(browser, site) -> Iterator[Page]:
-    """The page, whose timers run only when a test runs them."""
+    """A page whose timers run only when the test runs them."""
     page = new_page(browser)
     page.clock.install(time=datetime(2026, 1, 1))
     page.clock.pause_at(datetime(2026, 1, 2))
@@ -292,7 +292,9 @@ def timed(browser, site) -> Iterator[Page]:
         ("1", [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]),
     ],
 )
-def test_the_waits_of_the_page_double_up_to_30_seconds(timed, chance, expected):
+def test_the_delays_of_the_page_double_up_to_30_seconds(
+    timed, chance, expected
+):
     timed.evaluate(f"Math.random = () => {chance}")
     begin(timed, AGAIN, drop_after="0", status="503")
     for count, wait in enumerate(expected, start=1):

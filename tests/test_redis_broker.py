@@ -94,7 +94,7 @@ def test_forget_leaves_an_empty_key_for_a_short_time(
 
 
 class Line:
-    """A line to Redis that can be cut, frozen, and made to lose a reply."""
+    """A line to Redis that a test can cut, freeze, or make lose a reply."""
 
     def __init__(self, port: int):
         self.port = port
@@ -125,7 +125,7 @@ class Line:
                     there.close()
                     continue
                 self.open |= {there, back}
-                if self.is_cut:  # by now
+                if self.is_cut:  # in the meantime
                     self.cut()
                 self._run(self._pump, there, back, False)
                 self._run(self._pump, back, there, True)
@@ -241,7 +241,7 @@ def frozen(server: RedisServer, line: Line):
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("outage", [killed, restarted, cut, frozen])
-def test_clients_get_what_redis_holds_after_an_outage(
+def test_after_an_outage_clients_get_everything_that_redis_has_stored(
     outage, own_redis, use, channel, read, caplog, monkeypatch
 ):
     with closing(Line(own_redis.port)) as line:
@@ -391,7 +391,7 @@ def test_ids_are_compared_as_numbers(redis_server, use, channel, read):
 def test_a_redis_that_assigns_lower_ids_is_a_gap(
     redis_server, use, channel, read
 ):
-    """This happens if a machine takes over whose clock is behind."""
+    """This happens if a machine with a slow clock takes over."""
     use(redis_server.url)
     client = redis_server.client()
     publish_all(channel, "a", "b")
@@ -408,7 +408,7 @@ def test_a_redis_that_assigns_lower_ids_is_a_gap(
 
 @pytest.mark.usefixtures("_down_at_the_start")
 @pytest.mark.parametrize("outage", [cut, frozen])
-def test_a_client_ahead_of_this_machine_gets_no_event_twice(
+def test_a_client_that_is_ahead_of_this_machine_gets_no_event_twice(
     outage, line, redis_server, channel, read, elsewhere
 ):
     waiting = read(BEGIN)
@@ -783,7 +783,7 @@ def test_a_stalled_client_costs_little_memory_and_delays_nobody(
 
 
 class Reader(threading.Thread):
-    """Reads notifications from random servers, and resumes each time."""
+    """A client that reads from random servers, and resumes each time."""
 
     def __init__(self, ports: list[int], seed: int):
         super().__init__(daemon=True)
@@ -841,8 +841,8 @@ def count_stored(server: RedisServer) -> int:
 def notify_all(servers, stored_at: RedisServer, count: int, seed: int) -> None:
     """Publish the texts "1", "2" ... on random servers.
 
-    If a publish fails or gets no response, only Redis knows whether it
-    succeeded.
+    If a request fails or gets no response, only Redis knows whether it
+    published the text.
     """
     choose = random.Random(seed)
     number = 1

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from conftest import Client, Server, read_until, spoken, wait_until
+from conftest import Client, Server, read_until, wait_until, without_comments
 from flask.testing import FlaskClient
 from playwright.sync_api import expect
 from upstream import (
@@ -64,7 +64,7 @@ def app(upstream, monkeypatch):
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for a minute."""
+    """The app, which waits up to a minute for its upstream."""
     url = f"http://127.0.0.1:{port}/v1"
     running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
     yield running
@@ -93,10 +93,12 @@ def check_error(response, status: int, sentence: str) -> None:
     assert response.json == official_error(status, sentence)
 
 
-# What the upstream gets
+# Requests to the upstream
 
 
-def test_unknown_fields_are_forwarded_with_the_server_s_key(client, upstream):
+def test_unknown_fields_are_forwarded_with_the_key_of_the_server(
+    client, upstream
+):
     body = STREAMED | {
         "model": "another",
         "stream_options": {"include_usage": True},
@@ -123,7 +125,7 @@ def test_unknown_fields_are_forwarded_with_the_server_s_key(client, upstream):
         ("", {}, language_model.MODEL),
     ],
 )
-def test_the_server_s_model_wins(
+def test_the_model_of_the_server_wins(
     client, upstream, monkeypatch, of_server, of_caller, sent
 ):
     monkeypatch.setenv("OPENAI_MODEL", of_server)
@@ -131,14 +133,16 @@ def test_the_server_s_model_wins(
     assert upstream.requests[0].json == CHAT | {"model": sent, "stream": False}
 
 
-def test_the_caller_s_key_is_never_forwarded(client, upstream, monkeypatch):
+def test_the_key_of_the_client_is_never_forwarded(
+    client, upstream, monkeypatch
+):
     monkeypatch.delenv("OPENAI_API_KEY")
     headers = {"Authorization": "Bearer caller-key"}
     client.post(PATH, json=CHAT, headers=headers)
     assert upstream.requests[0].headers["Authorization"] is None
 
 
-# What the client gets
+# Responses to the client
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -150,7 +154,7 @@ def test_an_event_stream_is_relayed_byte_for_byte(client, upstream, framing):
     assert response.headers["Content-Type"] == "text/event-stream"
     assert response.headers["Cache-Control"] == "no-store, no-transform"
     assert response.headers["X-Accel-Buffering"] == "no"
-    assert spoken(response.data) == odd + b"".join(HELLO)
+    assert without_comments(response.data) == odd + b"".join(HELLO)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +170,8 @@ def test_a_stream_with_another_content_type_is_relayed(
     with client.post(PATH, json=STREAMED) as response:
         assert response.content_type == "text/event-stream"
         read_until(response.response, b"One")
-        upstream.go_on()
-        assert spoken(b"".join(response.response)) == FINISH + DONE
+        upstream.resume()
+        assert without_comments(b"".join(response.response)) == FINISH + DONE
 
 
 def test_a_stream_without_a_content_type_is_relayed(client, upstream):
@@ -179,7 +183,7 @@ def test_a_stream_without_a_content_type_is_relayed(client, upstream):
     upstream.answer = answer
     response = client.post(PATH, json=STREAMED)
     assert response.content_type == "text/event-stream"
-    assert spoken(response.data) == b"".join(HELLO)
+    assert without_comments(response.data) == b"".join(HELLO)
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -208,7 +212,7 @@ def test_the_list_of_models_is_relayed(client, upstream):
 def test_an_unusual_answer_is_relayed_unchanged(client, upstream, name):
     upstream.answer = stream(*HARMLESS[name])
     response = client.post(PATH, json=STREAMED)
-    assert spoken(response.data) == b"".join(HARMLESS[name])
+    assert without_comments(response.data) == b"".join(HARMLESS[name])
 
 
 @pytest.mark.parametrize("name", BAD_EVENTS)
@@ -217,7 +221,7 @@ def test_events_are_relayed_without_parsing(client, upstream, name):
     pieces = (delta("Hello"), bad, b"\n\n", FINISH, DONE)
     upstream.answer = stream(*pieces)
     response = client.post(PATH, json=STREAMED)
-    assert spoken(response.data) == b"".join(pieces)
+    assert without_comments(response.data) == b"".join(pieces)
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -230,9 +234,9 @@ def test_headers_and_bytes_arrive_immediately(online, upstream, framing):
         assert client.status == 200
         chunks = client.chunks()
         for piece in (b"data: 1", b"\n\n: 2\r", b"\n\n", DONE):
-            upstream.go_on()
-            assert spoken(read_until(chunks, piece)) == piece
-        assert spoken(b"".join(chunks)) == b""
+            upstream.resume()
+            assert without_comments(read_until(chunks, piece)) == piece
+        assert without_comments(b"".join(chunks)) == b""
 
 
 def test_comments_are_sent_only_between_events(client, upstream, monkeypatch):
@@ -243,13 +247,13 @@ def test_comments_are_sent_only_between_events(client, upstream, monkeypatch):
         pieces = (piece for piece in response.response)
         for piece in (ROLE, half):
             assert next(one for one in pieces if one) == KEEP_ALIVE
-            upstream.go_on()
+            upstream.resume()
             assert (
                 next(p for p in pieces if p not in (KEEP_ALIVE, b"")) == piece
             )
         assert [next(pieces) for _ in range(3)] == [b"", b"", b""]
-        upstream.go_on()
-        assert spoken(b"".join(pieces)) == b"\n\r\n" + DONE
+        upstream.resume()
+        assert without_comments(b"".join(pieces)) == b"\n\r\n" + DONE
 
 
 # Errors of the upstream
@@ -318,7 +322,7 @@ def test_a_redirect_is_not_followed(client, upstream):
 
 
 @pytest.mark.parametrize("body", [STREAMED, CHAT])
-@pytest.mark.parametrize("name", ["hangs up", "speaks no HTTP"])
+@pytest.mark.parametrize("name", ["hangs up", "does not speak HTTP"])
 def test_no_answer_is_502(client, upstream, name, body):
     upstream.answer = FAULTS[name].answer
     response = client.post(PATH, json=body)
@@ -351,7 +355,7 @@ def test_silence_in_mid_answer_becomes_an_error_event(
     sentence = "The language model fell silent."
     response = client.post(PATH, json=STREAMED)
     error = event(official_error(502, sentence))
-    assert spoken(response.data) == delta("Hello") + error
+    assert without_comments(response.data) == delta("Hello") + error
     check_error(client.post(PATH, json=CHAT), 504, sentence)
 
 
@@ -363,20 +367,20 @@ LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
 @pytest.mark.parametrize("name", CUT_FAULTS | BYTE_FAULTS)
 def test_an_answer_that_breaks_off_ends_with_an_error(client, upstream, name):
     upstream.answer, _, texts = FAULTS[name]
-    body = spoken(client.post(PATH, json=STREAMED).data)
+    body = without_comments(client.post(PATH, json=STREAMED).data)
     for text in texts:
         assert delta(text) in body
     assert body.endswith(b"\n\n" + BROKEN_OFF) or body == BROKEN_OFF
     assert body.count(b'"error"') == 1
 
 
-def test_an_error_after_half_an_event_is_an_event_of_its_own(client, upstream):
+def test_an_error_after_half_an_event_is_a_separate_event(client, upstream):
     upstream.answer = stream(delta("One"), HALF, end="cut")
-    body = spoken(client.post(PATH, json=STREAMED).data)
+    body = without_comments(client.post(PATH, json=STREAMED).data)
     assert body == delta("One") + HALF + b"\n\n" + BROKEN_OFF
 
 
-@pytest.mark.parametrize("end", ["whole", "cut"])
+@pytest.mark.parametrize("end", ["complete", "cut"])
 @pytest.mark.parametrize(
     "pieces",
     [
@@ -404,7 +408,7 @@ def test_an_error_after_half_an_event_is_an_event_of_its_own(client, upstream):
 )
 def test_a_complete_answer_gets_no_error(client, upstream, pieces, end):
     upstream.answer = stream(*pieces, end=end)
-    body = spoken(client.post(PATH, json=STREAMED).data)
+    body = without_comments(client.post(PATH, json=STREAMED).data)
     assert body == b"".join(pieces)
 
 
@@ -421,7 +425,7 @@ def test_text_that_looks_like_an_end_does_not_complete_an_answer(
     client, upstream, last
 ):
     upstream.answer = stream(ROLE, last)
-    body = spoken(client.post(PATH, json=STREAMED).data)
+    body = without_comments(client.post(PATH, json=STREAMED).data)
     assert body == ROLE + last + BROKEN_OFF
 
 
@@ -434,7 +438,7 @@ def test_json_that_breaks_off_is_502(client, upstream, framing):
         content_type="application/json",
     )
     response = client.post(PATH, json=CHAT)
-    # Without a length, only a JSON parser notices that a page is incomplete.
+    # Without a length, only a JSON parser notices that a body is incomplete.
     is_silent = framing == "close"
     sentence = NO_JSON if is_silent else language_model.BROKEN_OFF
     check_error(response, 502, sentence)
@@ -444,7 +448,7 @@ def test_a_response_that_is_too_large_is_502(client, upstream):
     upstream.answer = page(b" " * 20 * 2**20)
     response = client.post(PATH, json=CHAT)
     check_error(response, 502, "The answer is too large.")
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 # Errors of the client
@@ -490,7 +494,7 @@ def test_a_request_over_the_limit_is_400(client, upstream, name):
         assert upstream.requests[-1].json[name] == value
 
 
-def test_openai_gets_the_token_limit_if_the_caller_sets_none(
+def test_openai_gets_the_token_limit_if_the_client_sets_none(
     client, upstream, monkeypatch
 ):
     client.post(PATH, json=CHAT)
@@ -585,7 +589,7 @@ def test_a_stream_over_the_limit_is_503():
 
 
 def chat_of(size: int) -> bytes:
-    """Return a chat whose JSON is exactly so many bytes."""
+    """Return a chat whose JSON has exactly this many bytes."""
     body = json.dumps(CHAT | {"model": "a", "stream": False}).encode()
     return body.replace(b'"Hi"', b'"%s"' % (b"x" * (size - len(body) + 2)))
 
@@ -670,9 +674,9 @@ def silent_after_headers(connection):
     connection.send(head("200 OK", *fields))
 
 
-def writes_on_and_on(connection):
+def writes_without_end(connection):
     silent_after_headers(connection)
-    while not connection.left.wait(0.05):
+    while not connection.disconnected.wait(0.05):
         connection.send(delta("Hello"))
 
 
@@ -681,7 +685,7 @@ def writes_on_and_on(connection):
     [
         silent_after_headers,
         stream(delta("Hello"), end="silent"),
-        writes_on_and_on,
+        writes_without_end,
     ],
     ids=["after headers", "in mid-answer", "while it writes"],
 )
@@ -694,11 +698,11 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     if answer is not silent_after_headers:
         read_until(client.chunks(), b"Hello")
     (connection,) = upstream.connections
-    assert not connection.left.is_set()
+    assert not connection.disconnected.is_set()
     client.close()
     closed_at = time.monotonic()
-    wait_until(connection.left.is_set)
-    assert connection.left_at - closed_at < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
 # The official client
@@ -727,19 +731,19 @@ def check_official_client(server: Server) -> None:
     with openai.OpenAI(
         base_url=f"{server.url}/v1", api_key="caller-key", max_retries=0
     ) as official:
-        whole = ask(official)
+        complete = ask(official)
         options = {"include_usage": True}
         *chunks, usage = ask(official, stream=True, stream_options=options)
         plain = list(ask(official, stream=True))
         models = [model.id for model in official.models.list()]
         with pytest.raises(openai.NotFoundError, match="/v1/embeddings"):
             official.embeddings.create(model="a", input="Hi")
-    text = whole.choices[0].message.content
+    text = complete.choices[0].message.content
     for streamed in (chunks, plain):
         contents = [one.choices[0].delta.content for one in streamed]
         assert "".join(filter(None, contents)) == text
         assert streamed[-1].choices[0].finish_reason == "stop"
-    assert usage.usage == whole.usage
+    assert usage.usage == complete.usage
     assert len(models) == 1
 
 
@@ -853,5 +857,5 @@ def test_the_stop_button_stops_the_model(relay_page, upstream):
     stopped_at = time.monotonic()
     expect_end(relay_page, "Hello")
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - stopped_at < NOTICE_SECONDS

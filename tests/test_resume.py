@@ -12,8 +12,8 @@ from conftest import (
     RedisServer,
     Server,
     read_until,
-    spoken,
     wait_until,
+    without_comments,
 )
 from playwright.sync_api import Page, expect
 from upstream import (
@@ -35,7 +35,7 @@ from app import create_app
 from checks import FOREIGN
 from event_source import ReceivedEvent, parse_events
 
-LEAVE_SECONDS = 2
+NOTICE_SECONDS = 2
 PROMPT = b'{"prompt": "Why?"}'
 WRONG_PROMPT = "prompt must be text of 1 to 4000 characters."
 NO_REDIS = "Redis is not available. Try again in a few seconds."
@@ -64,7 +64,7 @@ def app(upstream, monkeypatch):
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for a minute."""
+    """The app, which waits up to a minute for its upstream."""
     running = Server(
         command,
         OPENAI_BASE_URL=f"http://127.0.0.1:{port}/v1",
@@ -81,7 +81,7 @@ def post(server: Server, body: bytes = PROMPT, **headers: str) -> Client:
 
 
 def ask(server: Server) -> str:
-    """Ask, and return the path of the answer."""
+    """Send a prompt, and return the path of the answer."""
     with post(server) as answer:
         assert answer.status == 202
         return answer.header("Location")
@@ -99,8 +99,8 @@ def refusal(client: Client) -> tuple[int, str]:
     return client.status, body["error"]
 
 
-def said(events) -> list[tuple[str, str]]:
-    """Return type and text of the events, without the waiting."""
+def summary(events) -> list[tuple[str, str]]:
+    """Return the type and text of each event, without `waiting` events."""
     pairs = []
     for one in events:
         data = one.data
@@ -114,29 +114,31 @@ def texts(*texts: str) -> list[tuple[str, str]]:
     return [("started", ""), *(("message", text) for text in texts)]
 
 
-def whole(server: Server, place: str, **headers: str) -> list[tuple[str, str]]:
-    """Read an answer to its end."""
+def read_all(
+    server: Server, place: str, **headers: str
+) -> list[tuple[str, str]]:
+    """Read an answer to its end, and return its events."""
     with server.get(place, **headers) as client:
         assert client.status == 200
-        return said(parse_events(client.chunks()))
+        return summary(parse_events(client.chunks()))
 
 
 def until(
     server: Server, place: str, text: str, **headers: str
 ) -> ReceivedEvent:
-    """Read until there is this text, disconnect, and return its event."""
+    """Read until this text arrives, disconnect, and return its event."""
     with server.get(place, **headers) as client:
         for one in parse_events(client.chunks()):
-            if said([one]) == [("message", text)]:
+            if summary([one]) == [("message", text)]:
                 return one
-    raise AssertionError("the stream has ended")
+    raise AssertionError("the stream ended too early")
 
 
 # The answer
 
 
 @one_server
-def test_a_post_returns_immediately_where_the_answer_is(online, upstream):
+def test_a_post_immediately_returns_the_url_of_the_answer(online, upstream):
     upstream.answer = silence
     with post(online) as answer:
         assert answer.status == 202
@@ -156,7 +158,7 @@ def test_the_stream_is_exactly_these_bytes(online, upstream):
         assert client.header("Content-Type") == "text/event-stream"
         assert client.header("Cache-Control") == "no-cache, no-transform"
         assert client.header("X-Accel-Buffering") == "no"
-        body = spoken(client.read())
+        body = without_comments(client.read())
     assert re.sub(rb"(?m)^id: \d+-\d+$", b"id", body).decode() == (
         "id\nevent: started\ndata: \n\n"
         'id\ndata: {"text":" \\"One\\"\\n\\n"}\n\n'
@@ -171,7 +173,7 @@ def test_the_prompt_goes_to_the_upstream_with_the_key(online, upstream):
     prompt = " 你好\n& = 😀 " + "x" * 3989
     with post(online, json.dumps({"prompt": prompt}).encode()) as answer:
         place = answer.header("Location")
-    assert whole(online, place) == [*texts("Hello"), END]
+    assert read_all(online, place) == [*texts("Hello"), END]
     (request,) = upstream.requests
     assert request.headers.get_all("Authorization") == [f"Bearer {KEY}"]
     assert request.json == {
@@ -187,12 +189,12 @@ def test_a_fault_is_in_the_last_event(online, upstream, name):
     upstream.answer, sentence, begun = FAULTS[name]
     place = ask(online)
     for _ in range(2):
-        answer = whole(online, place)
+        answer = read_all(online, place)
         assert answer == [*texts(*begun), ("failed", sentence)]
     assert len(upstream.requests) == 1
 
 
-def test_silence_is_reported_and_is_a_fault_in_the_end(
+def test_silence_is_reported_and_finally_becomes_a_fault(
     client, upstream, monkeypatch
 ):
     monkeypatch.setattr(background, "PULSE_SECONDS", 0.02)
@@ -201,7 +203,7 @@ def test_silence_is_reported_and_is_a_fault_in_the_end(
     path = client.post("/answers", json={"prompt": "Why?"}).location
     events = list(parse_events([client.get(path).data]))
     assert events[-2].event == "waiting"
-    assert said(events) == [
+    assert summary(events) == [
         *texts("Hello"),
         ("failed", "The language model fell silent."),
     ]
@@ -214,14 +216,14 @@ def test_silence_is_reported_and_is_a_fault_in_the_end(
 def test_an_offline_answer_has_the_same_form(prompt, beginning):
     client = create_app({"OFFLINE_WORD_SECONDS": 0}).test_client()
     path = client.post("/answers", json={"prompt": prompt}).location
-    started, *pieces = said(parse_events([client.get(path).data]))
+    started, *pieces = summary(parse_events([client.get(path).data]))
     assert started == ("started", "")
     assert pieces.pop() == END
     assert {type for type, _ in pieces} == {"message"}
     assert "".join(text for _, text in pieces).startswith(beginning)
 
 
-# Who reads it
+# Reading an answer
 
 
 @one_server
@@ -230,25 +232,25 @@ def test_deltas_are_sent_immediately(online, upstream):
     with online.get(ask(online)) as client:
         chunks = client.chunks()
         read_until(chunks, b'{"text":"One "}\n\n')
-        upstream.go_on()
+        upstream.resume()
         read_until(chunks, b'{"text":"two "}\n\n')
-        upstream.go_on()
-        assert said(parse_events(chunks)) == [("message", "three"), END]
+        upstream.resume()
+        assert summary(parse_events(chunks)) == [("message", "three"), END]
 
 
 @one_server
-def test_the_model_continues_though_nobody_reads(online, upstream):
+def test_the_model_continues_without_clients(online, upstream):
     upstream.answer = three_steps
     place = ask(online)
     with online.get(place) as client:
         read_until(client.chunks(), b"One")
-    upstream.go_on()
-    upstream.go_on()
-    assert whole(online, place) == [*texts("One ", "two ", "three"), END]
+    upstream.resume()
+    upstream.resume()
+    assert read_all(online, place) == [*texts("One ", "two ", "three"), END]
 
 
 @one_server
-def test_a_prompt_is_paid_for_once_however_often_it_is_read(online, upstream):
+def test_an_answer_is_paid_for_once_however_often_it_is_read(online, upstream):
     upstream.answer = three_steps
     place = ask(online)
     everything = [*texts("One ", "two ", "three"), END]
@@ -258,16 +260,16 @@ def test_a_prompt_is_paid_for_once_however_often_it_is_read(online, upstream):
         for chunks in streams:
             read_until(chunks, b"One")
         Client(online.port, "HEAD", place).close()
-        upstream.go_on()
-        upstream.go_on()
+        upstream.resume()
+        upstream.resume()
         for chunks in streams:
-            assert said(parse_events(chunks)) == everything[2:]
+            assert summary(parse_events(chunks)) == everything[2:]
     with online.get(place) as client:
         events = list(parse_events(client.chunks()))
-    assert said(events) == everything
+    assert summary(events) == everything
     for number, one in enumerate(events[:-1], start=1):
-        rest = whole(online, place, Last_Event_ID=one.id)
-        assert rest == said(events[number:])
+        rest = read_all(online, place, Last_Event_ID=one.id)
+        assert rest == summary(events[number:])
     with online.get(place, Last_Event_ID=events[-1].id) as client:
         assert (client.status, client.read()) == (204, b"")
     assert len(upstream.requests) == 1
@@ -300,12 +302,12 @@ def test_another_server_resumes_after_the_last_event_id(two_servers, upstream):
     first, second = two_servers
     place = ask(first)
     last = until(first, place, "One ")
-    upstream.go_on()
+    upstream.resume()
     last = until(second, place, "two ", Last_Event_ID=last.id)
-    upstream.go_on()
-    rest = whole(second, place, Last_Event_ID=last.id)
+    upstream.resume()
+    rest = read_all(second, place, Last_Event_ID=last.id)
     assert rest == [("message", "three"), END]
-    assert whole(first, place) == whole(second, place)
+    assert read_all(first, place) == read_all(second, place)
     delete(second, place).close()
     assert len(upstream.requests) == 1
 
@@ -323,18 +325,18 @@ def test_nothing_is_lost_or_repeated_while_redis_is_down(
         shared_redis.stop()
         assert refusal(post(server)) == (503, NO_REDIS)
         with server.get(place) as client:
-            assert client.read().startswith(b"retry: ")  # try again
-        upstream.go_on()
-        upstream.go_on()
+            assert client.read().startswith(b"retry: ")  # so it reconnects
+        upstream.resume()
+        upstream.resume()
         shared_redis.start()
         rest = [("message", "two "), ("message", "three"), END]
         for chunks in readers:
-            assert said(parse_events(chunks)) == rest
-    assert whole(other, place) == [*texts("One "), *rest]
+            assert summary(parse_events(chunks)) == rest
+    assert read_all(other, place) == [*texts("One "), *rest]
     assert len(upstream.requests) == 1
 
 
-# Who ends it
+# Ending an answer
 
 
 @pytest.mark.parametrize(
@@ -355,9 +357,9 @@ def test_a_delete_ends_the_connection_to_the_upstream(
         with delete(online, place) as answer:
             assert (answer.status, answer.read()) == (204, b"")
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - deleted_at < LEAVE_SECONDS
-    assert whole(online, place) == [*texts(*begun), ("failed", STOPPED)]
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - deleted_at < NOTICE_SECONDS
+    assert read_all(online, place) == [*texts(*begun), ("failed", STOPPED)]
 
 
 def test_a_delete_at_another_server_stops_the_model(two_servers, upstream):
@@ -368,12 +370,12 @@ def test_a_delete_at_another_server_stops_the_model(two_servers, upstream):
         read_until(reader.chunks(), b"Hello")
         with delete(second, place) as answer:
             assert answer.status == 204
-        events = said(parse_events(reader.chunks()))
+        events = summary(parse_events(reader.chunks()))
         assert events == [("failed", STOPPED)]
-    wait_until(upstream.connections[0].left.is_set, LEAVE_SECONDS)
+    wait_until(upstream.connections[0].disconnected.is_set, NOTICE_SECONDS)
 
 
-def test_a_delete_stops_the_model_though_redis_is_down(
+def test_a_delete_stops_the_model_even_if_redis_is_down(
     two_servers, shared_redis, upstream
 ):
     upstream.answer = silent_in_mid_answer
@@ -382,16 +384,16 @@ def test_a_delete_stops_the_model_though_redis_is_down(
     until(server, place, "Hello")
     shared_redis.stop()
 
-    def is_left():  # as soon as the right one of its workers got it
+    def has_disconnected():  # once its own worker gets the request
         assert refusal(delete(server, place)) == (503, NO_REDIS)
-        return upstream.connections[0].left.is_set()
+        return upstream.connections[0].disconnected.is_set()
 
-    wait_until(is_left)
+    wait_until(has_disconnected)
     shared_redis.start()
-    assert whole(other, place)[-1][0] == "failed"
+    assert read_all(other, place)[-1][0] == "failed"
 
 
-def test_a_delete_is_possible_though_all_streams_are_taken():
+def test_a_delete_is_accepted_even_at_the_limit_of_streams():
     app = create_app({"MAX_STREAMS": 1, "OFFLINE_WORD_SECONDS": 0.2})
     client = app.test_client()
     with client.post("/answers", json={"prompt": "Why?"}) as answer:
@@ -399,7 +401,7 @@ def test_a_delete_is_possible_though_all_streams_are_taken():
     with client.get(place) as reader:
         assert client.get(place).status_code == 503
         assert client.delete(place).status_code == 204
-        *_, end = said(parse_events(reader.response))
+        *_, end = summary(parse_events(reader.response))
         assert end == ("failed", STOPPED)
 
 
@@ -409,7 +411,7 @@ def test_an_unknown_id_is_404(client):
         assert response.json == {"error": UNKNOWN}
 
 
-# What is refused, and costs nothing
+# Refused requests, which cost nothing
 
 
 REFUSED = {
@@ -433,7 +435,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_other_prompts_are_refused(client, upstream, name):
+def test_invalid_prompts_are_refused(client, upstream, name):
     body, status, sentence = REFUSED[name]
     response = client.post("/answers", json=body)
     assert (response.status_code, response.json) == (
@@ -453,7 +455,7 @@ def test_other_media_types_are_refused(client, upstream):
 
 
 def check_foreign_pages(client) -> None:
-    """Check that they cannot ask, read or stop."""
+    """Check that foreign pages cannot ask, read or stop."""
     path = client.post("/answers", json={"prompt": "Why?"}).location
     for headers in (
         {"Sec-Fetch-Site": "cross-site"},
@@ -468,11 +470,11 @@ def check_foreign_pages(client) -> None:
             assert response.json == {"error": FOREIGN}
             assert "Access-Control-Allow-Origin" not in response.headers
     with client.get(path, headers={"Sec-Fetch-Site": "same-origin"}) as stream:
-        assert said(parse_events(stream.response))[-1] == END
+        assert summary(parse_events(stream.response))[-1] == END
         assert "Access-Control-Allow-Origin" not in stream.headers
 
 
-def test_foreign_pages_are_refused_whether_an_answer_costs_or_not(
+def test_foreign_pages_are_refused_even_if_answers_are_free(
     client, upstream, monkeypatch
 ):
     check_foreign_pages(client)
@@ -482,7 +484,7 @@ def test_foreign_pages_are_refused_whether_an_answer_costs_or_not(
     check_foreign_pages(create_app({"OFFLINE_WORD_SECONDS": 0}).test_client())
 
 
-def test_too_many_answers_at_once_are_refused(client, upstream, monkeypatch):
+def test_too_many_concurrent_answers_are_refused(client, upstream, monkeypatch):
     monkeypatch.setattr(background, "MAX_AT_ONCE", 1)
     upstream.answer = silent_in_mid_answer
     body = {"prompt": "Why?"}
@@ -556,10 +558,10 @@ def test_reloads_and_more_tabs_show_the_same_and_ask_once(resume, upstream):
     second = resume.context.new_page()
     second.goto(resume.url)
     expect_text(second, "One ")
-    upstream.go_on()
+    upstream.resume()
     for page in resume, second:
         expect_text(page, "One two ")
-    upstream.go_on()
+    upstream.resume()
     for page in resume, second:
         expect_end(page, "Complete.")
         expect_text(page, "One two three")
@@ -570,7 +572,7 @@ def test_reloads_and_more_tabs_show_the_same_and_ask_once(resume, upstream):
 
 
 @one_server
-def test_leaving_stops_nothing_and_coming_back_shows_everything(
+def test_a_disconnect_stops_nothing_and_a_reconnect_shows_everything(
     online, resume, upstream
 ):
     upstream.answer = three_steps
@@ -578,9 +580,9 @@ def test_leaving_stops_nothing_and_coming_back_shows_everything(
     expect_text(resume, "One ")
     press(resume, "Disconnect")
     assert resume.locator("#state").text_content() == "closed"
-    upstream.go_on()
-    upstream.go_on()
-    assert whole(online, urlsplit(resume.url).fragment)[-1] == END
+    upstream.resume()
+    upstream.resume()
+    assert read_all(online, urlsplit(resume.url).fragment)[-1] == END
     assert text_of(resume) == "One "
     press(resume, "Reconnect")
     expect_end(resume, "Complete.")
@@ -589,7 +591,7 @@ def test_leaving_stops_nothing_and_coming_back_shows_everything(
 
 
 @one_server
-def test_a_page_asks_no_more_after_the_end(resume, upstream):
+def test_a_page_sends_no_request_after_the_end(resume, upstream):
     asked = []
     resume.on("request", lambda one: asked.append((one.method, one.url)))
     press(resume, "Ask")
@@ -616,8 +618,8 @@ def test_stop_shows_why_and_stops_the_model(resume, upstream, answer, text):
     expect_end(resume, STOPPED)
     assert text_of(resume) == text
     (connection,) = upstream.connections
-    wait_until(connection.left.is_set)
-    assert connection.left_at - stopped_at < LEAVE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - stopped_at < NOTICE_SECONDS
 
 
 @one_server
@@ -631,15 +633,15 @@ def test_page_shows_why_an_answer_is_incomplete(resume, upstream):
 
 
 @one_server
-def test_page_says_that_the_model_thinks_while_it_does(resume, upstream):
+def test_page_shows_that_the_model_is_thinking(resume, upstream):
     upstream.answer = three_steps
     end = resume.locator("#end")
     press(resume, "Ask")
     expect(end).to_have_text("The model is thinking …")
-    upstream.go_on()
+    upstream.resume()
     expect_text(resume, "One two ")
     expect(end).to_be_empty()
-    upstream.go_on()
+    upstream.resume()
     expect_end(resume, "Complete.")
 
 
@@ -659,14 +661,14 @@ def test_page_starts_over_after_a_reset(resume, upstream):
     expect_text(resume, "One ")
     resume.evaluate("newest.dispatchEvent(new MessageEvent('reset'))")
     expect_text(resume, "")
-    upstream.go_on()
-    upstream.go_on()
+    upstream.resume()
+    upstream.resume()
     expect_end(resume, "Complete.")
     expect_text(resume, "two three")
 
 
 @one_server
-def test_page_says_what_was_refused(resume, upstream):
+def test_page_shows_why_a_request_was_refused(resume, upstream):
     end = resume.locator("#end")
     with resume.expect_event("console"):
         resume.evaluate(
@@ -708,12 +710,12 @@ def test_a_page_that_lost_its_server_resumes_when_it_is_back(
     expect_text(page, "One ")
     lost.stop()
     expect_state(page, "reconnecting")
-    upstream.go_on()
+    upstream.resume()
     until(other, place, "two ")
     start("flask run", port=lost.port, **environ)
     expect_state(page, "open")
     expect_text(page, "One two ")
-    upstream.go_on()
+    upstream.resume()
     expect_end(page, "Complete.")
     expect_text(page, "One two three")
     assert len(upstream.requests) == 1

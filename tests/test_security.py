@@ -8,7 +8,7 @@ from website.security import content_security_policy
 NO_CACHE = ("no-cache, no-transform", "no-store, no-transform")
 
 
-def test_every_stream_has_the_headers_that_it_needs(server):
+def test_every_stream_has_all_required_headers(server):
     for name in NAMES:
         with open_stream(server, name) as client:
             assert client.header("Content-Type") == media_type(name)

@@ -147,13 +147,13 @@ def test_a_reload_lets_a_response_finish_but_not_a_stream_that_begins(start):
     with Upstream(answer) as upstream:
         server = start("gunicorn", OPENAI_BASE_URL=upstream.url)
         old = worker_of(server)
-        with ask(server) as whole, ask(server, stream=True) as streamed:
+        with ask(server) as complete, ask(server, stream=True) as streamed:
             wait_until(lambda: len(upstream.requests) == 2)
             server.process.send_signal(signal.SIGHUP)
             wait_until(lambda: worker_of(server) != old)
             for connection in upstream.connections:
-                connection.go_on()
-            assert whole.read() == b"{}"
+                connection.resume()
+            assert complete.read() == b"{}"
             with pytest.raises(http.client.IncompleteRead):
                 streamed.read()
             wait_until(lambda: not is_alive(old), STOP_SECONDS)
@@ -392,7 +392,7 @@ def test_logs_a_warning_if_too_few_open_files_are_allowed(start):
 
 
 class Browser(threading.Thread):
-    """Reads a stream as a browser does, and reconnects when it drops."""
+    """A client that reconnects as a browser does when its stream drops."""
 
     def __init__(self, port, path):
         super().__init__(daemon=True)
@@ -419,7 +419,7 @@ class Browser(threading.Thread):
                     break
 
 
-def test_a_reload_loses_and_repeats_no_id_of_200_clients(start):
+def test_a_reload_loses_and_repeats_no_event_of_200_clients(start):
     server = start("gunicorn")
     path = "/real-time-updates?interval=0.5"
     browsers = [Browser(server.port, path) for _ in range(MANY)]

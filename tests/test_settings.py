@@ -164,7 +164,7 @@ def test_an_invalid_value_stops_the_server_with_one_line(
     assert ended.stdout + ended.stderr == WRONG[name, value] + "\n"
 
 
-def test_a_key_or_a_base_url_means_that_answers_may_cost_money():
+def test_answers_may_cost_money_if_a_key_or_a_base_url_is_set():
     assert has_upstream({"OPENAI_API_KEY": "sk-1"})
     assert has_upstream({"OPENAI_BASE_URL": "http://localhost:11434/v1"})
     assert not has_upstream({"OPENAI_MODEL": "m", "OPENAI_API_KEY": ""})
@@ -188,7 +188,7 @@ print(sse.KEEP_ALIVE_SECONDS, language_model.SILENCE_SECONDS,
 """
 
 
-def test_defaults_are_those_of_copied_parts():
+def test_defaults_match_those_of_copied_parts():
     done = subprocess.run(
         [sys.executable, "-c", DEFAULTS],
         cwd=PROJECT,
@@ -214,7 +214,7 @@ def _reset_parts():
 
 
 @pytest.mark.usefixtures("_reset_parts")
-def test_settings_reach_the_parts():
+def test_settings_take_effect_in_the_parts():
     create_app(
         {
             "KEEP_ALIVE_SECONDS": 2.5,

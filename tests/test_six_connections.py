@@ -1,4 +1,4 @@
-"""The page, mostly with faster streams than those of a clock."""
+"""The lesson's page, mostly with faster streams than a clock's."""
 
 import re
 
@@ -112,14 +112,14 @@ def test_six_streams_open_and_two_hang_while_events_arrive(lesson):
     assert last_events(lesson)[6:] == [NOTHING] * 2
 
 
-def test_the_limit_is_not_the_servers(site):
+def test_the_server_does_not_impose_the_limit(site):
     streams = [site.get("/sse") for _ in range(STREAMS)]
     assert [stream.status for stream in streams] == [200] * STREAMS
     for stream in streams:
         stream.close()
 
 
-def test_when_one_is_closed_another_opens(lesson):
+def test_when_a_stream_is_closed_another_one_opens(lesson):
     begin(lesson)
     close_stream(lesson, 3)
     expect(state(lesson)).to_have_text("6 open, 1 connecting")
@@ -130,16 +130,16 @@ def test_when_one_is_closed_another_opens(lesson):
 
 MORE_REQUESTS = """() => {
   globalThis.arrived = [];
-  const tell = (what) => () => arrived.push(what);
-  new EventSource("/stream/hello").onopen = tell("stream");
+  const note = (what) => () => arrived.push(what);
+  new EventSource("/stream/hello").onopen = note("stream");
   const picture = new Image();
-  picture.onload = tell("picture");
+  picture.onload = note("picture");
   picture.src = "/static/icon.svg?next";
   const page = document.createElement("iframe");
-  page.onload = tell("page");
+  page.onload = note("page");
   page.src = "/demos/hello";
   document.body.append(page);
-  fetch("/poll").then(tell("answer"));
+  fetch("/poll").then(note("answer"));
 }"""
 
 
@@ -152,7 +152,7 @@ def test_every_other_request_hangs(lesson):
     wait_until(lambda: len(lesson.evaluate("arrived")) == 4)
 
 
-def test_six_connections_are_for_all_windows_together(lesson):
+def test_all_windows_together_get_six_connections(lesson):
     second = second_window(lesson)
     begin(lesson)
     press(second, "Start")
@@ -194,7 +194,7 @@ def test_the_next_page_does_not_hang(lesson, shared):
     begin(lesson, shared)
 
 
-def test_eight_share_one_connection(lesson, asked):
+def test_eight_streams_share_one_connection(lesson, asked):
     begin(lesson, shared=True)
     wait_for_same_event(lesson)
     assert len(asked) == 1
@@ -210,7 +210,7 @@ def test_a_second_window_shares_the_connection(lesson, asked):
     assert len(asked) == 1
 
 
-def test_when_the_reader_is_closed_the_next_takes_over(lesson, asked):
+def test_when_the_connected_stream_is_closed_the_next_takes_over(lesson, asked):
     begin(lesson, shared=True)
     wait_for_same_event(lesson)
     close_stream(lesson, 1)
@@ -218,7 +218,7 @@ def test_when_the_reader_is_closed_the_next_takes_over(lesson, asked):
     assert len(asked) == 2
 
 
-def test_when_another_is_closed_the_reader_continues(lesson, asked):
+def test_when_another_stream_is_closed_the_connection_continues(lesson, asked):
     begin(lesson, shared=True)
     close_stream(lesson, 5)
     wait_for_events(lesson, [1, 2, 3, 4, 6, 7, 8])
@@ -241,7 +241,7 @@ def reload(page: Page) -> None:
 
 
 @pytest.mark.parametrize("end", [press_stop, close_the_tab, reload])
-def test_when_its_window_stops_another_window_takes_over(lesson, asked, end):
+def test_when_the_connected_window_stops_another_takes_over(lesson, asked, end):
     begin(lesson, shared=True)
     second = second_window(lesson)
     second.get_by_label("Share one connection").check()
@@ -270,7 +270,7 @@ def test_stop_ends_every_stream(start, page, shared, asked, streams):
     wait_until(lambda: len(given_up) == asked or page.wait_for_timeout(10))
 
 
-def test_streams_alone_and_together_take_turns(lesson, asked):
+def test_separate_and_shared_streams_can_alternate(lesson, asked):
     for shared in (False, True, False, True):
         begin(lesson, shared)
     wait_for_same_event(lesson)
@@ -278,7 +278,9 @@ def test_streams_alone_and_together_take_turns(lesson, asked):
 
 
 @pytest.mark.own_page
-def test_without_locks_nothing_can_be_shared(page, lesson_page):
+def test_without_web_locks_the_page_cannot_share_a_connection(
+    page, lesson_page
+):
     page.add_init_script("delete Navigator.prototype.locks")
     lesson_page("six_connections")
     expect(page.get_by_label("Share one connection")).to_be_disabled()

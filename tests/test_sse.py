@@ -24,7 +24,7 @@ SHORT = 0.01
 
 
 class Source:
-    """A source that counts the requested events, and notices `close`."""
+    """A source that counts the requested events, and records `close`."""
 
     def __init__(self, events: Iterable[Event | bytes]):
         self.events = iter(events)
@@ -59,7 +59,7 @@ def test_encodes_to_exactly_these_bytes():
 
 
 def refusal(**fields) -> str:
-    """Return the message with which `Event` rejects these fields."""
+    """Return the error message of `Event` for these fields."""
     with pytest.raises(ValueError, match="^(event|id|retry) ") as caught:
         Event("a", **fields)
     return str(caught.value)
@@ -255,7 +255,7 @@ def test_yields_none_while_the_source_is_silent():
 
 
 @threads_end
-def test_none_comes_after_the_set_silence_and_not_earlier():
+def test_yields_none_after_the_configured_silence_and_not_earlier():
     proceed = threading.Event()
     silent_until_it_ends = Source(iter(proceed.wait, True))
     stream = keep_alive(silent_until_it_ends, 0.2)
@@ -422,7 +422,7 @@ def test_no_thread_starts_before_the_stream_is_read():
     stream.close()
 
 
-# After an id or a retry, httpx-sse takes every blank line for an event.
+# After an id or a retry, httpx-sse treats any blank line as an event.
 @pytest.mark.parametrize("path", ["/real-time-updates", "/sse"])
 def test_httpx_sse_gets_no_empty_event_from_a_lesson(path):
     with create_app().test_client().get(f"{path}?interval=0.01") as sent:

@@ -1,7 +1,7 @@
 """A fake language model API. Each test decides how it answers.
 
-It speaks HTTP over real sockets, byte by byte, so that it can misbehave. An
-answer is a function that takes the connection, which holds the request:
+It sends HTTP over real sockets, byte by byte, so that it can misbehave. An
+answer is a function that takes the connection, which contains the request:
 
     with Upstream(stream(delta("Hello"), FINISH, DONE)) as upstream:
         ask(upstream.url)
@@ -24,11 +24,11 @@ KEY = "sk-test-0123456789abcdef"
 FRAMINGS = ("chunked", "length", "close")
 
 PAUSE = object()
-"""In the pieces of a stream: wait here for `go_on()`."""
+"""In the pieces of a stream: wait here for `resume()`."""
 
 
 class Request(NamedTuple):
-    """A request as it was received."""
+    """A request as the upstream received it."""
 
     method: str
     path: str
@@ -41,12 +41,12 @@ class Request(NamedTuple):
 
 
 class Connection:
-    """One connection to the upstream, with all requests on it."""
+    """One connection to the upstream, with all its requests."""
 
     def __init__(self, sock: socket.socket):
         self.requests: list[Request] = []
-        self.left = threading.Event()
-        self.left_at: float | None = None
+        self.disconnected = threading.Event()
+        self.disconnected_at: float | None = None
         self.sock = sock
         self._steps = threading.Semaphore(0)
 
@@ -58,10 +58,10 @@ class Connection:
         self.sock.sendall(data)
 
     def pause(self) -> None:
-        """Wait for the test to call `go_on()`."""
+        """Wait for the test to call `resume()`."""
         self._steps.acquire(timeout=10)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._steps.release()
 
     def close(self) -> None:
@@ -74,8 +74,8 @@ class Connection:
             while request := read_request(lines):
                 self.requests.append(request)
                 answer(self)
-        self.left_at = time.monotonic()
-        self.left.set()
+        self.disconnected_at = time.monotonic()
+        self.disconnected.set()
 
 
 Answer = Callable[[Connection], object]
@@ -92,10 +92,10 @@ def read_request(lines) -> Request | None:
 
 
 class Upstream(socketserver.ThreadingTCPServer):
-    """A context manager that listens, and answers each request with `answer`.
+    """A context manager that answers each request with `answer`.
 
-    After an answer, the connection waits for its next request, so an answer
-    that sends nothing is a silent upstream. Its threads end with the context.
+    After an answer, the connection waits for the next request. So an answer
+    that sends nothing is a silent upstream. All threads end with the context.
     """
 
     allow_reuse_address = True
@@ -110,9 +110,9 @@ class Upstream(socketserver.ThreadingTCPServer):
     def requests(self) -> list[Request]:
         return [one for each in self.connections for one in each.requests]
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Let the latest connection continue after its pause."""
-        self.connections[-1].go_on()
+        self.connections[-1].resume()
 
     def __enter__(self) -> "Upstream":
         threading.Thread(target=self.serve_forever, args=(0.01,)).start()
@@ -122,11 +122,11 @@ class Upstream(socketserver.ThreadingTCPServer):
         self.shutdown()
         for connection in self.connections:
             connection.close()
-            connection.go_on()
+            connection.resume()
         self.server_close()
 
     def verify_request(self, sock, address) -> bool:
-        # Not in the connection's thread, which may start after `__exit__`.
+        # The connection's own thread might start only after `__exit__`.
         self.connections.append(Connection(sock))
         return True
 
@@ -135,12 +135,12 @@ class Upstream(socketserver.ThreadingTCPServer):
         connection.serve(lambda connection: self.answer(connection))
 
     def handle_error(self, request, address) -> None:
-        raise  # for pytest, which fails a test whose thread raises
+        raise  # so that pytest fails the test
 
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """Reserve a port. It refuses connections unless an Upstream listens."""
+    """Reserve a port, which refuses connections unless an Upstream listens."""
     with closing(socket.socket()) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
@@ -152,7 +152,7 @@ def head(status: str, *fields: str) -> bytes:
 
 
 def silence(connection: Connection) -> None:
-    """An answer that never arrives."""
+    """Never answer."""
 
 
 def page(
@@ -170,18 +170,18 @@ def page(
 def stream(
     *pieces: bytes | object,
     framing: str = "chunked",
-    end: str = "whole",
+    end: str = "complete",
     content_type: str | None = "text/event-stream",
     fields: tuple[str, ...] = (),
 ) -> Answer:
-    """Return an answer that sends its pieces, each with one write.
+    """Return an answer that sends each piece with one write.
 
     framing: "chunked", "length" (Content-Length) or "close" (at the end).
-    end: "whole", "cut" (the connection is lost early) or "silent".
+    end: "complete", "cut" (the connection drops early) or "silent".
     """
     length = sum(len(piece) for piece in pieces if piece is not PAUSE)
-    # An answer that breaks off must announce more than it sends.
-    promised = length + (0 if end == "whole" else 100)
+    # An answer that breaks off must promise more than it sends.
+    promised = length + (0 if end == "complete" else 100)
     framings = {
         "chunked": "Transfer-Encoding: chunked",
         "length": f"Content-Length: {promised}",
@@ -200,16 +200,16 @@ def stream(
                 connection.send(b"%x\r\n%s\r\n" % (len(piece), piece))
             else:
                 connection.send(piece)
-        if end == "whole" and framing == "chunked":
+        if end == "complete" and framing == "chunked":
             connection.send(b"0\r\n\r\n")
-        if end == "cut" or (end == "whole" and framing == "close"):
+        if end == "cut" or (end == "complete" and framing == "close"):
             connection.close()
 
     return answer
 
 
 def compressed(*pieces: bytes | object) -> Iterator[bytes | object]:
-    """Yield the pieces in gzip. Each can be decoded as soon as it arrives."""
+    """Compress with gzip, so that each piece can be decoded immediately."""
     gzip = zlib.compressobj(wbits=31)
     yield gzip.flush(zlib.Z_SYNC_FLUSH)  # the header, without text
     for piece in pieces:
@@ -255,7 +255,7 @@ ERROR_PAGE = b"<!doctype html><title>500</title><h1>Internal error</h1>"
 
 
 class Fault(NamedTuple):
-    """One way in which an upstream fails, and what its client gets."""
+    """One way in which an upstream fails, and what its client receives."""
 
     answer: Answer
     sentence: str
@@ -291,11 +291,11 @@ PAGE_FAULTS = {
         page(b'{"object": "error", "message": "Overloaded."}'), UNFINISHED
     ),
 }
-"""Complete responses, but none of them answers the prompt."""
+"""Complete responses that do not answer the prompt."""
 
 CONNECTION_FAULTS = {
     "hangs up": Fault(Connection.close, UNREACHABLE),
-    "speaks no HTTP": Fault(
+    "does not speak HTTP": Fault(
         lambda connection: connection.send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
         UNREACHABLE,
     ),
@@ -308,7 +308,7 @@ CONNECTION_FAULTS = {
         UNREACHABLE,
     ),
 }
-"""No response at all."""
+"""No usable response at all."""
 
 CUT_FAULTS = {
     "cut, chunked": Fault(
@@ -336,7 +336,7 @@ CUT_FAULTS = {
         stream(delta("Hello"), chunk({}, "")), UNFINISHED, ("Hello",)
     ),
 }
-"""The beginning of an answer: complete events, but not all of them."""
+"""Answers that break off after some complete events."""
 
 ERRORS = {
     "an error object": (event({"error": {"message": "Overloaded."}}), True),
@@ -363,8 +363,8 @@ ERRORS = {
     ),
     "finish_reason: error": (chunk({}, "error"), False),
 }
-"""Events that report an error with status 200, and whether the official client
-raises for each. `deltas` always raises, because the answer is incomplete.
+"""Events that report an error after status 200, and whether the official
+client raises. `deltas` always raises, because the answer is incomplete.
 """
 
 BAD_EVENTS = {
@@ -429,7 +429,7 @@ FAULT_OF_EACH_KIND = (
     "broken JSON",
     "broken compression",
 )
-"""Enough for most lessons, because the tests of `completion` cover all."""
+"""Enough for most lessons, because `completion` is tested with all faults."""
 
 LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
 
@@ -509,7 +509,7 @@ HARMLESS = {
     "a [DONE] with a trailing space": (delta("Hello"), b"data: [DONE] \n\n"),
     "an event after [DONE]": (*HELLO, b": bye\n\ndata: {\n\n"),
 }
-"""Pieces of an answer that is unusual but complete: Hello."""
+"""Pieces of unusual but complete answers, whose text is Hello."""
 
 HARMLESS_ANSWERS = {
     **{name: stream(*pieces) for name, pieces in HARMLESS.items()},
@@ -530,13 +530,13 @@ HARMLESS_ANSWERS = {
         )
         for framing in FRAMINGS
     },
-    "gzip though identity was requested": stream(
+    "gzip, although identity was requested": stream(
         *compressed(*HELLO), fields=("Content-Encoding: gzip",)
     ),
 }
-"""The same as answers, and some that are sent in unusual ways."""
+"""Answers from those pieces, and others that are sent in unusual ways."""
 
 OFFICIAL_CLIENT_FAILS = {"blocks without data"}
-"""By the standard, an event without data is dropped. The official client parses
-its empty data as JSON, and raises.
+"""The standard drops events without data. The official client parses the empty
+data as JSON, and raises.
 """

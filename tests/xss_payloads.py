@@ -1,7 +1,8 @@
 """Published cross-site scripting payloads, grouped by source.
 
-They are normalized: they call only alert, confirm or prompt, and contact only a
-reserved host, so that a test can detect both. Invisible characters are escaped.
+They are normalized, so that a test can detect them. They call only alert,
+confirm or prompt, and contact only a reserved host. Invisible characters are
+escaped.
 """
 
 PAYLOADS = {

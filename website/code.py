@@ -38,7 +38,7 @@ def read(path: str) -> str:
 
 
 def code(path: str, marked: int = 0) -> Code:
-    """Return a file, with the docstring and the imports of a lesson folded.
+    """Return a file. If it is a lesson, fold its docstring and imports.
 
     marked: the number of the line to change, 0 for none.
     """
@@ -65,9 +65,9 @@ def html_lines(path: str) -> list[str]:
 
 @lru_cache(maxsize=100)
 def highlighted(path: str, modified: int) -> tuple[str, ...]:
-    """Highlight a file once, because it takes longer than a stream may wait.
+    """Highlight a file once, because streams would wait for it every time.
 
-    modified: when the file was, so that a change is highlighted anew.
+    modified: when the file last changed, so that changes are highlighted.
     """
     lexer = get_lexer_for_filename(path, stripnl=False)
     html = highlight(read(path), lexer, HtmlFormatter(nowrap=True))
@@ -79,8 +79,9 @@ def highlighted(path: str, modified: int) -> tuple[str, ...]:
 
 
 def preamble_lines(tree: ast.Module) -> int:
-    """Return how many lines come before the first that is neither docstring,
-    import nor blank.
+    """Return the number of lines before the first line of code.
+
+    Docstrings, imports and blank lines do not count as code.
     """
     for node in tree.body:
         if not isinstance(node, (ast.Expr, ast.Import, ast.ImportFrom)):
@@ -106,7 +107,7 @@ def linked(line: str, node: ast.ImportFrom) -> str:
 
 
 def definitions(path: str) -> Iterator[Definition]:
-    """Yield what a lesson imports from parts, as those files define it."""
+    """Yield the definitions of the names that a lesson imports from parts."""
     for node in imports(ast.parse(read(path))):
         part = f"{node.module}.py"
         lines = html_lines(part)
@@ -119,7 +120,7 @@ def definitions(path: str) -> Iterator[Definition]:
 
 
 def definition_lines(tree: ast.Module) -> dict[str, tuple[int, int]]:
-    """Return the first and last line of what a module defines, by name."""
+    """Return the first and last line of each definition, by name."""
     found = {}
     for node in tree.body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):

@@ -1,9 +1,9 @@
-"""The line that runs: which line of a lesson yielded each chunk.
+"""The running line: the line of a lesson that yielded each chunk.
 
 A paused generator keeps its frame: between two chunks, `gi_frame.f_lineno` is
-the number of the line with the `yield`. If that is a `yield from`, the inner
-generator, `gi_yieldfrom`, knows the line. So a server can report the
-line in a comment, which EventSource ignores:
+the number of the line with the `yield`. For a `yield from`, the inner generator
+(`gi_yieldfrom`) has the number. So a server can report the line in a comment,
+which EventSource ignores:
 
     : demos/numbers.py 53
 
@@ -33,7 +33,7 @@ def show_lines(response: Response) -> Response:
 
 
 def with_lines(chunks: Generator, comment: str) -> Iterator:
-    """Yield the chunks, and before each a comment with its line."""
+    """Yield the chunks, each one after a comment with its line."""
     is_new_line = True
     with closing(chunks):
         for chunk in chunks:
@@ -49,7 +49,7 @@ def with_lines(chunks: Generator, comment: str) -> Iterator:
 def running_line(generator: Generator) -> str | None:
     """Return the lesson's file and the line at which a generator is paused.
 
-    Return None if all generators come from parts, none from a lesson.
+    Return None if none of the generators comes from a lesson.
     """
     found = None
     while isinstance(generator, GeneratorType) and generator.gi_frame:

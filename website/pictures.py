@@ -8,14 +8,14 @@ from markupsafe import Markup
 
 from demos import Part
 
-EVENTS = {1: 1.95, 2: 3.0, 3: 4.85, 4: 9.45}  # the second when each happens
+EVENTS = {1: 1.95, 2: 3.0, 3: 4.85, 4: 9.45}  # the second at which each happens
 END_SECONDS = 12
 TRIP_SECONDS = 0.25  # from the browser to the server, or back
 POLL_SECONDS = 1.5
 
 
 class Exchange(NamedTuple):
-    """A request and its response; `events` says when each event is sent."""
+    """A request and its response. `events` has the time of each event."""
 
     sent: float
     events: dict[int, float]
@@ -42,10 +42,10 @@ def long_polls() -> Iterable[Exchange]:
 
 
 class Lane(NamedTuple):
-    """A way to bring the events to the browser.
+    """A way to send the events to the browser.
 
-    notes: words, and where: seconds, and px below the server's line.
-    messages: when the browser sends data without a new request.
+    notes: for each, the seconds, the px below the server's line, the words.
+    messages: the times at which the browser sends data on the open connection.
     """
 
     name: str
@@ -99,12 +99,12 @@ LANES = (
 
 
 class Layout(NamedTuple):
-    """Where the lanes stand in their picture, in px.
+    """The positions of the lanes in their picture, in px.
 
-    start, end: the x of the first and of the last second.
-    top, pitch: the y of the first server line, and how far it is to the next.
-    name, cost: from the left edge, and from the server's line.
-    frame: where the frame of the last lane begins and ends, from that line.
+    start, end: the x of the first and the last second.
+    top, pitch: the y of the first server line, and the distance to the next.
+    name, cost: the x, and the distance from the server's line.
+    frame: the top and bottom of the last lane's frame, relative to that line.
     """
 
     size: tuple[int, int]
@@ -144,7 +144,7 @@ class Box(NamedTuple):
 
 
 class Link(NamedTuple):
-    """What goes from one point to another, in the style of its kind."""
+    """An arrow from one point to another, in the style of its kind."""
 
     kind: str
     ends: tuple[int, int, int, int]
@@ -254,7 +254,7 @@ def dot(x: float, y: float, number: int, kind: str = "event") -> Markup:
 
 
 def comparison(name: str) -> Markup:
-    """Draw the lanes, time running to the right, in one of the LAYOUTS."""
+    """Draw the lanes in one of the LAYOUTS, with time from left to right."""
     layout = LAYOUTS[name]
     tops = [layout.top + layout.pitch * place for place in range(len(LANES))]
     begin, end = layout.frame

@@ -1,4 +1,4 @@
-"""A bare loop of `send`: the minimum cost of a broadcast in Python."""
+"""A bare loop of `send`, for the minimum cost of a broadcast in Python."""
 
 import json
 import socket

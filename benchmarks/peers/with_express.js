@@ -1,4 +1,4 @@
-// Event streams with Express, written as most articles do it.
+// Event streams with Express, written as in most articles.
 
 const http = require("node:http");
 const express = require("express");

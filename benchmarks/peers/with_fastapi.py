@@ -1,4 +1,4 @@
-"""Event streams with FastAPI, written as its documentation recommends."""
+"""Event streams with FastAPI, written as in its documentation."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Event streams with sse-starlette, written as its documentation does."""
+"""Event streams with sse-starlette, written as in its documentation."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Every page without a mouse, in light and dark, and as axe judges it."""
+"""Every page by keyboard, in light and dark mode, and as judged by axe."""
 
 import re
 
@@ -28,7 +28,7 @@ async ([kinds, contrast]) => {
     "target-size": { enabled: true }, // WCAG 2.2, else off
     "color-contrast": { enabled: contrast }, // takes the longest
   };
-  // It cannot judge the contrast of words in a picture: test_pictures.py does.
+  // axe cannot judge the contrast of words in a picture. test_pictures.py can.
   const page = { exclude: ["svg text"] };
   const results = await axe.run(page, { rules, resultTypes: kinds });
   return kinds.flatMap((kind) => results[kind]).flatMap(
@@ -36,8 +36,8 @@ async ([kinds, contrast]) => {
   );
 }
 """
-# Of the code, one token of each kind: all of a kind look alike, and axe would
-# judge each of a thousand.
+# Tokens of the same kind look alike, so keep one of each. Otherwise, axe would
+# judge a thousand tokens.
 KEEP_ONE_TOKEN_OF_EACH_KIND = """
 () => {
   const seen = new Set();
@@ -55,8 +55,8 @@ LIVE_TEXT = """
   return live.textContent + (frame?.textContent ?? "");
 }
 """
-# What is scrolled out of sight, hidden or moving, axe cannot judge; and it
-# takes the canvas of a frame for white.
+# axe cannot judge elements that are hidden, moving or scrolled out of sight.
+# It also assumes that the canvas of a frame is white.
 SHOW_ALL = """
 () => {
   for (const box of document.querySelectorAll("pre, .log, .big")) {
@@ -100,7 +100,7 @@ IS_OPEN = "() => document.activeElement.parentElement.open"
 
 @pytest.fixture(scope="module")
 def site():
-    """The app, whose model writes without pauses."""
+    """The app, with a model that does not pause."""
     running = Server("flask run", FLASK_OFFLINE_WORD_SECONDS="0")
     yield running
     running.stop()
@@ -126,7 +126,7 @@ def axe_core(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def used_pages(browser, axe_core):
-    """One page, with axe in all of its frames."""
+    """A page with axe in all of its frames."""
     page = new_page(browser)
     page.add_init_script(path=axe_core)
     yield [page]
@@ -135,7 +135,7 @@ def used_pages(browser, axe_core):
 
 @pytest.fixture
 def check(page):
-    """Return what axe finds on the page in light and dark."""
+    """Return a function that lists what axe finds in light and dark mode."""
 
     def check(*kinds, schemes=("light", "dark"), contrast=True):
         found = []
@@ -148,7 +148,7 @@ def check(page):
 
 
 def start(page):
-    """Start the live part, and return when something, or all, has arrived."""
+    """Start the live part, and wait until its text changes."""
     before = page.evaluate(LIVE_TEXT)
     page.locator(".live button").first.press("Enter")
     for form in page.locator("#compose, #edit").all():  # silent until then
@@ -161,7 +161,7 @@ def start(page):
 
 
 def tab_through(page):
-    """Open every panel on the way; return what got focus, once around."""
+    """Tab once around the page, open every panel, and return the stops."""
     stops = []
     while len(stops) < MOST_STOPS:
         page.keyboard.press("Tab")
@@ -185,11 +185,13 @@ def open_with_keys(page):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_tab_reaches_everything_and_axe_finds_nothing(check, open_page, path):
+def test_tab_reaches_everything_and_axe_finds_no_problem(
+    check, open_page, path
+):
     page = open_page(path)
     stops = tab_through(page)
     assert [html for html, _ in stops] == page.evaluate(INTERACTIVE)
-    # A frame that has the focus matches no selector.
+    # A focused frame matches no CSS selector, so no style can outline it.
     plain = [html for html, is_outlined in stops if not is_outlined]
     assert [html for html in plain if not html.startswith("<iframe")] == []
 
@@ -201,7 +203,7 @@ def test_tab_reaches_everything_and_axe_finds_nothing(check, open_page, path):
     assert check("violations", "incomplete") == []
 
 
-def test_axe_reports_violations_and_what_it_cannot_judge(check, page, site):
+def test_axe_reports_violations_and_incomplete_checks(check, page, site):
     html = """<!doctype html><html lang="en"><title>A</title><main><h1>A</h1>
         <iframe title="B" srcdoc="<h2>B</h2><button></button>"></iframe>
         <p style="background: url(/static/icon.svg)">C</p></main>"""

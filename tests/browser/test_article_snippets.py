@@ -1,7 +1,7 @@
 """Client pages from articles about streamed answers work with this app.
 
-Readers paste such pages and point them at this app. The URLs and the events
-must be what these pages expect, also when they run from another origin.
+Readers paste such pages and point them at this app. The app must offer the URLs
+and events that these pages expect, even at another origin.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ EVENT_SOURCE_PAGE = """
 </script>
 """
 
-# It parses each read by itself: nothing is carried over to the next one.
+# It parses each read on its own, and carries nothing over to the next one.
 FETCH_PAGE = """
 <!doctype html>
 <input id="prompt"> <button>Ask</button> <button>Stop</button>
@@ -93,7 +93,7 @@ def model(command) -> Iterator[Server]:
 
 @pytest.fixture
 def article(page) -> Callable:
-    """Open a page, of this HTML or as served there, and note its requests."""
+    """Return a function that opens a page and records its requests."""
 
     def open_article(url: str, html: str = ""):
         if html:
@@ -112,7 +112,7 @@ def article(page) -> Callable:
 
 @pytest.fixture
 def foreign(model) -> Callable:
-    """Serve a page that uses the app at another origin; return its URL."""
+    """Return a function that serves a page at an origin that is not ours."""
     with ExitStack() as stack:
 
         def serve(html: str) -> str:
@@ -142,19 +142,19 @@ PAGES = {
 
 
 def check_answer(page, url: str) -> None:
-    """Ask, and check that the page shows the answer and asks only once."""
+    """Check that the page sends a prompt once, and shows the answer."""
     ask(page, "怎么重连？ & 100%")
     page.wait_for_function("() => document.title !== ''")
     assert page.title() == "finished"
     assert page.locator("#answer").text_content() == answer("reconnect.zh")
-    page.evaluate("() => fetch('')")  # all requests before it are known
+    page.evaluate("() => fetch('')")  # flushes all earlier requests
     first, *_, last = page.asked
     assert first.startswith(url)
     assert page.asked == [first, last]
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_page_shows_the_whole_answer_and_asks_once(article, model, name):
+def test_page_shows_the_complete_answer_and_asks_once(article, model, name):
     html, path = PAGES[name]
     page = article(f"{model.url}/article", html)
     check_answer(page, f"{model.url}{path}")
@@ -162,7 +162,9 @@ def test_page_shows_the_whole_answer_and_asks_once(article, model, name):
 
 @one_server
 @pytest.mark.parametrize("name", PAGES)
-def test_page_of_another_origin_shows_it_as_well(article, model, foreign, name):
+def test_page_of_another_origin_also_shows_the_answer(
+    article, model, foreign, name
+):
     html, path = PAGES[name]
     page = article(foreign(html))
     check_answer(page, f"{model.url}{path}")
@@ -178,6 +180,6 @@ def test_stop_button_stops_the_answer(article, site):
     page.wait_for_function("() => document.title !== ''")
     assert page.title() == "AbortError"
     shown = page.locator("#answer").text_content()
-    whole = answer("markdown.en")
-    assert whole.startswith(shown)
-    assert len(shown) < len(whole)
+    complete = answer("markdown.en")
+    assert complete.startswith(shown)
+    assert len(shown) < len(complete)

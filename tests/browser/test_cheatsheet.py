@@ -49,7 +49,7 @@ def test_it_prints_on_one_page(sheet, paper):
 
 
 @pytest.mark.parametrize("paper", PAPER_MM)
-def test_nothing_is_cut_off_or_too_small_on_paper(sheet, paper):
+def test_no_text_is_cut_off_or_too_small_on_paper(sheet, paper):
     width, height = (
         int((side - 2 * MARGIN_MM) * PIXELS_PER_MM) for side in PAPER_MM[paper]
     )
@@ -60,7 +60,7 @@ def test_nothing_is_cut_off_or_too_small_on_paper(sheet, paper):
 
 
 @pytest.mark.parametrize(("width", "height"), SCREENS)
-def test_nothing_is_cut_off_on_a_screen(sheet, width, height):
+def test_no_text_is_cut_off_on_a_screen(sheet, width, height):
     sheet.set_viewport_size({"width": width, "height": height})
     assert sheet.evaluate(CUT_OFF) == []
 
@@ -72,7 +72,7 @@ def flask_lines(sheet):
 
 @pytest.fixture
 def own_app(flask_lines, tmp_path):
-    """A server of an app that is made of the Flask lines."""
+    """A server that runs the Flask lines as an app."""
     (tmp_path / "shown.py").write_text(APP + flask_lines, "utf-8")
     command = "flask --app shown run"
     running = Server(command, tmp_path, PYTHONPATH=str(PROJECT))
@@ -106,5 +106,5 @@ def test_its_eventsource_lines_read_the_flask_lines(sheet, own_app):
           }});
         }}"""
     )
-    assert state == 2  # closed by the lines, so it never reconnects
+    assert state == 2  # the lines have closed it, so it never reconnects
     assert logged == ["Let me think."]

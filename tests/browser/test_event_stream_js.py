@@ -1,4 +1,4 @@
-"""`static/event-stream.js` reads in Chromium what the tables say."""
+"""In Chromium, `static/event-stream.js` yields what the tables say."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ CASES = STREAMS | {
     for name, (_, body, event) in ENCODED.items()
 }
 
-# The lines that may set the reconnection time of the first of two events.
+# Lines of the first event that may set the reconnection time.
 RETRIES = [
     b"retry: 500",
     b"retry:500",
@@ -58,15 +58,15 @@ ANSWERS |= {
 }
 NOT_FOUND = page(b"", "404 Not Found")
 
-# `read` hands each event on until told to leave, `readAll` collects them, and
-# `cut` makes a response that comes in chunks of these sizes.
+# `read` passes on each event until `take` returns "break". `readAll` collects
+# all events. `cut` creates a response in chunks of these sizes.
 HELPERS = """
 async () => {
   const { readEventStream } = await import("/event-stream.js");
 
   window.read = async (response, take, controller) => {
     for await (const event of readEventStream(response, controller)) {
-      if (take(event) === "leave") break;
+      if (take(event) === "break") break;
     }
   };
 
@@ -101,7 +101,7 @@ async ([count, way]) => {
     let response = await fetch(`/case/${number}`);
     if (way !== "socket") {
       const bytes = new Uint8Array(await response.arrayBuffer());
-      // A MiB byte by byte takes ten seconds, and shows no more than 16 KiB.
+      // Byte by byte, a MiB takes ten seconds, and tests no more than 16 KiB.
       const scale = 1 + (bytes.length >> 14);
       response = cut(bytes, () => sizes[way]() * scale);
     }
@@ -114,7 +114,7 @@ async ([count, way]) => {
 TIME = """
 async ([text, sizes]) => {
   const best = sizes.map(() => Infinity);
-  const isUndecided = () => best[1] > 10 * best[0]; // or the machine is busy
+  const isUndecided = () => best[1] > 10 * best[0]; // if the machine was busy
   for (let round = 0; round < 3 || (round < 12 && isUndecided()); round++) {
     for (const [index, size] of sizes.entries()) {
       const times = Math.ceil(size / text.length);
@@ -150,7 +150,7 @@ def tab(browser, server):
 
 
 def last_asked(server: Upstream, path: str) -> Connection:
-    """Return the last connection that asked for this path."""
+    """Return the last connection that requested this path."""
     return [
         connection
         for connection in server.connections
@@ -185,22 +185,22 @@ def test_a_response_without_a_body_has_no_events(tab, response):
     assert tab.evaluate(f"async () => readAll(await {response})") == []
 
 
-def test_leaving_the_loop_closes_the_connection(tab, server):
+def test_breaking_out_of_the_loop_closes_the_connection(tab, server):
     seen = tab.evaluate("""
         async () => {
           const seen = [];
           await read(await fetch("/endless"), (event) => {
             seen.push(event.data);
-            return "leave";
+            return "break";
           });
           return seen;
         }
     """)
     assert seen == ["a"]
-    assert last_asked(server, "/endless").left.wait(5)
+    assert last_asked(server, "/endless").disconnected.wait(5)
 
 
-def test_leaving_the_loop_aborts_a_fetch_that_cannot_be_cancelled(tab):
+def test_breaking_out_of_the_loop_aborts_an_uncancellable_fetch(tab):
     aborted = tab.evaluate("""
         async () => {
           const bytes = new TextEncoder().encode("data: a\\n\\n");
@@ -209,26 +209,26 @@ def test_leaving_the_loop_aborts_a_fetch_that_cannot_be_cancelled(tab):
             cancel: () => new Promise(() => {}), // as in Firefox
           }));
           const controller = new AbortController();
-          await read(response, () => "leave", controller);
+          await read(response, () => "break", controller);
           return controller.signal.aborted;
         }
     """)
     assert aborted
 
 
-def test_leaving_the_loop_throws_nothing_if_it_aborts(tab, server):
+def test_breaking_out_of_the_loop_throws_no_abort_error(tab, server):
     tab.evaluate("""
         async () => {
           const controller = new AbortController();
           const { signal } = controller;
           const response = await fetch("/endless", { signal });
-          await read(response, () => "leave", controller);
+          await read(response, () => "break", controller);
         }
     """)
-    assert last_asked(server, "/endless").left.wait(5)
+    assert last_asked(server, "/endless").disconnected.wait(5)
 
 
-def test_an_abort_is_thrown_out_of_the_loop(tab, server):
+def test_an_abort_throws_an_error_out_of_the_loop(tab, server):
     seen, error = tab.evaluate("""
         async () => {
           const seen = [];
@@ -246,10 +246,10 @@ def test_an_abort_is_thrown_out_of_the_loop(tab, server):
         }
     """)
     assert (seen, error) == (["a", "b"], "AbortError")
-    assert last_asked(server, "/endless").left.wait(5)
+    assert last_asked(server, "/endless").disconnected.wait(5)
 
 
-def test_a_lost_connection_is_thrown_after_the_events_before_it(tab, server):
+def test_a_lost_connection_throws_an_error_after_the_last_event(tab, server):
     tab.evaluate("""
         async () => {
           window.seen = [];
@@ -259,7 +259,7 @@ def test_a_lost_connection_is_thrown_after_the_events_before_it(tab, server):
         }
     """)
     tab.wait_for_function("() => seen.length === 1")
-    last_asked(server, "/cut").go_on()
+    last_asked(server, "/cut").resume()
     assert tab.evaluate("() => end") == "TypeError"
     assert tab.evaluate("() => seen") == ["a"]
 
@@ -270,5 +270,5 @@ def test_a_lost_connection_is_thrown_after_the_events_before_it(tab, server):
     ids=["one line", "many lines", "many events"],
 )
 def test_four_times_the_bytes_take_about_four_times_as_long(tab, text):
-    quarter, whole = tab.evaluate(TIME, [text, [2**17, 2**19]])
-    assert whole < 10 * quarter
+    quarter, full = tab.evaluate(TIME, [text, [2**17, 2**19]])
+    assert full < 10 * quarter

@@ -1,4 +1,4 @@
-"""Chromium dispatches what the tables say, and what `parse_events` yields."""
+"""Chromium dispatches what the tables say and what `parse_events` yields."""
 
 import threading
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ CASES = STREAMS | {
     f"encoded: {name}": (stream, [event])
     for name, (_, stream, event) in ENCODED.items()
 }
-# Blink looks for no line end in the byte after a BOM (event_source_parser.cc).
+# Blink ignores a line end right after a BOM (event_source_parser.cc).
 del CASES["BOM and a line end"]
 
 TYPES = sorted({type for _, events in CASES.values() for type, _, _ in events})
 
-# Chromium opens six connections to a host; one stays free for the page.
+# Chromium opens six connections to a host. Keep one free for the page.
 CONNECTIONS = 5
 
 READ_STREAMS = """

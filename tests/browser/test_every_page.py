@@ -1,4 +1,4 @@
-"""Every page as a visitor uses it, with one visit per page."""
+"""Every page as a visitor uses it, in one visit per page."""
 
 import re
 
@@ -17,7 +17,7 @@ IS_WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 FONT_PX = 16
 SERVER_LINES = 12
 
-# Note what the live part has added last.
+# Record the newest part of the live part.
 WATCH = """
 () => {
   const live = document.querySelector(".live");
@@ -33,7 +33,7 @@ WATCH = """
   }
 }
 """
-# Return what is not in sight, of what a teacher shows from the last row.
+# Return what is not legible from the last row when a teacher shows it.
 OUT_OF_SIGHT = """
 ([fontPx, serverLines]) => {
   const screen = { top: 0, left: 0, bottom: innerHeight, right: innerWidth };
@@ -126,7 +126,7 @@ def open_and_close_wire(page: Page) -> None:
 
 
 def fits_a_phone(page: Page) -> bool:
-    """Return whether nothing makes it scroll sideways, with all panels open."""
+    """Return whether, with all panels open, nothing is too wide."""
     page.set_viewport_size(PHONE)
     for tab in page.locator(".tabs label").all():
         tab.click()
@@ -156,13 +156,13 @@ def test_a_lesson_can_be_read_from_the_last_row(lesson_page, name):
         page.locator("#wire .wire").get_by_text(r"\n").first.wait_for()
     sizes = [FONT_PX, SERVER_LINES]  # a box scrolls in the next frame
     wait_until(lambda: page.evaluate(OUT_OF_SIGHT, sizes) == [])
-    if name != "six_connections":  # says that no connection is left
+    if name != "six_connections":  # because it shows that no connection is left
         assert below.evaluate(DISTANCE) == distance
     stop(page)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_lesson_starts_again_beside_its_bytes_and_fits_a_phone(
+def test_a_lesson_can_start_twice_shows_its_bytes_and_fits_a_phone(
     lesson_page, name
 ):
     page = lesson_page(name)
@@ -170,7 +170,7 @@ def test_a_lesson_starts_again_beside_its_bytes_and_fits_a_phone(
         open_and_close_wire(page)
         page.locator("#wire > summary").click()
     for box in page.locator("#shared").all():
-        box.check()  # or no connection is left for the panel
+        box.check()  # so that a connection is left for the panel
     for _ in range(2):
         start(page)
         rows = page.locator("#wire pre > div")
@@ -179,7 +179,7 @@ def test_a_lesson_starts_again_beside_its_bytes_and_fits_a_phone(
     assert fits_a_phone(page)
 
 
-def test_the_arrow_keys_lead_to_the_neighbours(page, site):
+def test_the_arrow_keys_open_the_neighbouring_lessons(page, site):
     page.goto(f"{site.url}/demos/{NAMES[1]}")
     page.keyboard.press("ArrowRight")
     page.wait_for_url(f"**/demos/{NAMES[2]}")
@@ -187,7 +187,7 @@ def test_the_arrow_keys_lead_to_the_neighbours(page, site):
     page.wait_for_url(f"**/demos/{NAMES[1]}")
 
 
-def test_the_arrow_keys_of_a_field_are_its_own(lesson_page):
+def test_the_arrow_keys_in_a_field_open_no_other_lesson(lesson_page):
     page = lesson_page("clock")
     for field in ("#interval", "#tab-Server"):
         page.locator(field).focus()
@@ -212,7 +212,7 @@ def test_tab_and_enter_skip_to_the_first_lesson(page, site):
     page.wait_for_url(f"**/demos/{NAMES[0]}")
 
 
-def test_copy_puts_the_very_file_on_the_clipboard(lesson_page):
+def test_copy_puts_exactly_the_file_on_the_clipboard(lesson_page):
     page = lesson_page("hello")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy demos/hello.py").click()
@@ -248,7 +248,7 @@ def test_a_link_shows_the_line_to_change(lesson_page):
     assert any(one in marked.text_content() for one in snippet)
 
 
-def test_a_name_that_is_imported_leads_to_its_definition(lesson_page):
+def test_an_imported_name_links_to_its_definition(lesson_page):
     page = lesson_page("clock")
     page.get_by_text("docstring and imports").click()
     page.get_by_role("link", name="EventStream").click()
@@ -257,7 +257,9 @@ def test_a_name_that_is_imported_leads_to_its_definition(lesson_page):
     expect(definition).to_contain_text("class EventStream(Response):")
 
 
-def test_says_what_is_missing_without_javascript(browser, client, site):
+def test_a_page_explains_what_is_missing_without_javascript(
+    browser, client, site
+):
     assert "Without JavaScript" in client.get("/demos/hello").text
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
@@ -267,7 +269,7 @@ def test_says_what_is_missing_without_javascript(browser, client, site):
     context.close()
 
 
-def test_an_error_page_is_a_page(page, site):
+def test_an_error_page_has_its_error_as_a_heading(page, site):
     page.goto(f"{site.url}/demos/nope")
     page.get_by_role("heading", name="Not Found").wait_for()
     page.problems.clear()

@@ -47,7 +47,7 @@ def lan_server(upstream) -> Iterator[Server]:
 
 @pytest.fixture
 def elsewhere() -> Iterator[ThreadingHTTPServer]:
-    """A server with one page, its attribute `page`."""
+    """A server with a single page, which is its attribute `page`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):  # noqa: N802

@@ -1,4 +1,4 @@
-"""The npm packages that read event streams from `fetch` read ours."""
+"""npm packages that read event streams from `fetch` can read ours."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ PACKAGES = {
     "eventsource-parser": "4.1.3",
 }
 
-# Each reads events as its package's README does, and says when they have ended.
+# Each reads events as in its package's README, and reports when they end.
 CLIENTS = {
     "@microsoft/fetch-event-source": """
         async (url, init, onmessage, onclose) => {
@@ -82,7 +82,7 @@ def packages(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def app_page(page, site, packages):
-    """A page of the app, beside which the packages are served."""
+    """A page of the app that can also import the packages."""
 
     def serve(route):
         file = packages / route.request.url.partition("/npm/")[2]
@@ -98,10 +98,10 @@ def app_page(page, site, packages):
     return page
 
 
-def posts_in_the_end(page) -> int:
-    """Return how often the page has posted, ten minutes of its time later."""
+def posts_after_ten_minutes(page) -> int:
+    """Return how often the page has posted, after ten minutes on its clock."""
     page.clock.fast_forward("10:00")
-    page.evaluate("() => fetch('')")  # what came before it is known after it
+    page.evaluate("() => fetch('')")  # flushes all earlier requests
     return page.methods.count("POST")
 
 
@@ -116,7 +116,7 @@ def test_reads_every_event_and_the_end_and_asks_once(app_page, client):
         ["done", '{"members":1}'],
     ]
     assert closed == 1
-    assert posts_in_the_end(app_page) == 1
+    assert posts_after_ten_minutes(app_page) == 1
 
 
 @clients
@@ -127,4 +127,4 @@ def test_an_abort_closes_the_connection(app_page, client):
         events, _ = app_page.evaluate(ask, [body, 2])
     assert [type for type, _ in events] == ["request", "message"]
     assert aborted.value.url.endswith("/api/sse")
-    assert posts_in_the_end(app_page) == 1
+    assert posts_after_ten_minutes(app_page) == 1

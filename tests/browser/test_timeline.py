@@ -1,4 +1,4 @@
-"""What the frame shows of the connections that the live part opens."""
+"""The state, timeline and bytes that every lesson's page shows."""
 
 import re
 from contextlib import closing
@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 from upstream import reserved_port
 
 MOST_ELEMENTS = 1000
-# As many events as a second of the fastest stream, without a server.
+# Dispatch as many events as the fastest stream sends in a second.
 FLOOD = """
 () => {
   const source = new EventSource("/sse?interval=10");
@@ -91,7 +91,9 @@ def test_shows_attempts_while_the_server_is_down(start, page):
     page.problems.clear()
 
 
-def test_names_event_types_and_draws_them_unlike_messages(lesson_page):
+def test_names_event_types_and_draws_them_differently_from_messages(
+    lesson_page,
+):
     page = lesson_page("thinking")
     press(page, "Ask")
     timeline(page, "^thinking$").wait_for()
@@ -124,7 +126,7 @@ def test_shows_polls_long_polls_a_socket_and_a_stream(lesson_page):
     press(page, "Stop")
 
 
-def test_a_flood_of_events_shares_marks(lesson_page):
+def test_many_events_in_a_short_time_share_marks(lesson_page):
     page = lesson_page("clock")
     assert page.evaluate(FLOOD) < 100
     expect(page.locator("#timeline .bar")).to_be_attached()
@@ -132,7 +134,7 @@ def test_a_flood_of_events_shares_marks(lesson_page):
     assert count < MOST_ELEMENTS
 
 
-def test_says_with_the_number_when_no_connection_is_left(lesson_page):
+def test_warns_with_a_number_when_no_connection_is_left(lesson_page):
     page = lesson_page("notifications")
     with closing(page.context.new_page()) as other:
         other.goto(page.url.replace("notifications", "six_connections"))
@@ -146,7 +148,7 @@ def test_says_with_the_number_when_no_connection_is_left(lesson_page):
         expect(page.locator("#crowd")).to_have_text("")
 
 
-def test_the_bytes_beside_it_follow_the_page(lesson_page):
+def test_the_wire_panel_follows_the_page(lesson_page):
     page = lesson_page("numbers")
     wire = page.locator("#wire .wire")
     page.get_by_label("Interval in seconds").fill("0.2")
@@ -162,7 +164,7 @@ def test_the_bytes_beside_it_follow_the_page(lesson_page):
     press(page, "Stop")
 
 
-def test_the_bytes_beside_it_show_why_a_stream_was_refused(lesson_page):
+def test_the_wire_panel_shows_why_a_stream_was_refused(lesson_page):
     page = lesson_page("thinking")
     page.get_by_label("Question").fill("")
     press(page, "Ask")

@@ -1,4 +1,4 @@
-"""Do what each lesson says to try, and see what it promises."""
+"""Try what each lesson suggests, and check what it promises."""
 
 import json
 import re
@@ -21,13 +21,13 @@ TRIED: dict[str, tuple[str, ...]] = {}
 
 
 def tries(name: str, *words: str) -> Callable:
-    """Mark the test of what a lesson says to try, with words from its text."""
+    """Mark the test of what a lesson suggests, with words from its text."""
     TRIED[name] = words
     return lambda test: test
 
 
 class ReloadingServer(Server):
-    """A copy of the project, on a server that restarts when code changes."""
+    """A server that runs a copy of the project, and restarts on a change."""
 
     def __init__(self, folder: Path):
         for path in filter(Path.is_file, PROJECT.iterdir()):
@@ -51,17 +51,17 @@ class ReloadingServer(Server):
 
 @pytest.fixture(scope="module")
 def reloading(tmp_path_factory) -> Iterator[ReloadingServer]:
-    """One for all tests: each changes only the file of its own lesson."""
+    """A server for all tests, which each change only their own lesson."""
     server = ReloadingServer(tmp_path_factory.mktemp("project"))
     yield server
     server.stop()
     with socket.create_server(("127.0.0.1", server.port)):
-        pass  # its child process has closed the port, too
+        pass  # because its child process has closed the port, too
 
 
 @pytest.fixture
 def reloading_page(page, reloading):
-    """Open the page of a lesson whose code can be changed."""
+    """Return a function that opens a lesson whose code can be changed."""
 
     def open_lesson(name: str) -> Page:
         page.goto(f"{reloading.url}/demos/{name}")
@@ -80,7 +80,7 @@ def state(page: Page):
 
 @pytest.fixture
 def events_of(page) -> Iterator[Callable[[Page], list[dict]]]:
-    """Return a function: it returns a list that collects a page's events."""
+    """Return a function that returns the growing list of a page's events."""
     sessions = []
 
     def events_of(page: Page) -> list[dict]:
@@ -101,7 +101,7 @@ def events_of(page) -> Iterator[Callable[[Page], list[dict]]]:
 
 
 def wait_in(page: Page, condition: Callable[[], object]) -> None:
-    """Wait for a condition, and let the page's events arrive until then."""
+    """Wait for a condition, while the page's events keep arriving."""
     wait_until(lambda: condition() or page.wait_for_timeout(10))
 
 
@@ -126,7 +126,7 @@ def wire_seconds(page: Page, text: str) -> float:
     return float(wire_row(page, text).inner_text().partition(" s,")[0])
 
 
-def test_what_each_lesson_says_to_try_is_tried_here():
+def test_every_suggestion_of_a_lesson_has_a_test():
     assert set(TRIED) == set(NAMES)
     for name, words in TRIED.items():
         attempt = texts(LESSONS[name]).attempt
@@ -170,7 +170,9 @@ def test_ids_continue_with_smaller_numbers(
     "two seconds before",
     "the tick count twice",
 )
-def test_it_opens_before_the_first_tick_and_cleans_up_at_the_next(start, page):
+def test_it_opens_before_the_first_tick_and_cleans_up_at_the_second(
+    start, page
+):
     server = start("flask run")
     page.goto(f"{server.url}/demos/clock")
     page.get_by_label("Interval in seconds").fill("2")
@@ -190,7 +192,7 @@ def test_it_opens_before_the_first_tick_and_cleans_up_at_the_next(start, page):
     "no thought is lost or repeated",
     "only the Wire panel shows why",
 )
-def test_thoughts_resume_and_a_refusal_is_shown_by_the_bytes(
+def test_thoughts_resume_and_the_wire_shows_why_a_question_is_refused(
     reloading, reloading_page, events_of
 ):
     page = reloading_page("thinking")
@@ -229,7 +231,7 @@ def test_ten_events_carry_as_many_messages_as_ten_thousand(lesson_page):
 
 
 @tries("completion", "to `Event(text.upper(), id=id)`", "in capitals")
-def test_the_answer_comes_in_capitals(reloading, reloading_page):
+def test_the_answer_is_in_capitals(reloading, reloading_page):
     reloading.change("completion", "Event(text, id", "Event(text.upper(), id")
     page = reloading_page("completion")
     press(page, "Ask")
@@ -439,18 +441,21 @@ def test_a_reload_shows_all_or_only_the_newest(
         'follow("answers", id, from_newest=True)',
     )
     reloading.change("resume", old, new)
-    for open_page, is_whole in ((lesson_page, True), (reloading_page, False)):
+    for open_page, is_complete in (
+        (lesson_page, True),
+        (reloading_page, False),
+    ):
         page = open_page("resume")
         press(page, "Ask")
         answer = page.locator("#answer")
         expect(answer).to_contain_text("by itself")
         page.reload()
         expect(answer).to_contain_text("remembers the last one")
-        assert answer.text_content().startswith("A browser") == is_whole
+        assert answer.text_content().startswith("A browser") == is_complete
 
 
 @tries("before_sse", "events to every 0.1 s", "A poll returns twenty of them")
-def test_few_polls_are_late_and_many_are_empty(lesson_page):
+def test_rare_polls_are_late_and_frequent_polls_are_empty(lesson_page):
     page = lesson_page("before_sse")
 
     def row(way: str) -> list[float]:
@@ -492,7 +497,7 @@ def test_the_page_retries_until_the_server_has_recovered(lesson_page):
     page.problems.clear()
 
 
-# The rest of it is test_nginx.py.
+# test_nginx.py tests the other suggestion.
 @tries("six_connections", "STREAMS to 20", "fourteen of them hang")
 def test_of_twenty_streams_fourteen_hang(reloading, reloading_page):
     path = reloading.folder / "templates" / "six_connections.html"

@@ -1,7 +1,7 @@
 """No published payload runs or reaches another host.
 
-The server sanitizes, the page sanitizes again, and a Content-Security-Policy
-backs both. Each of the two is tested alone, too, with the policy switched off.
+The server and the page both sanitize, and a Content-Security-Policy is the last
+defense. Each sanitizer is also tested alone, without the policy.
 """
 
 import pytest
@@ -20,9 +20,9 @@ CONTROLS = {
         '<img srcset=",,,,,https://attacker.example/img-srcset">'
     ),
 }
-"""Payloads by what is seen of them."""
+"""Payloads by the trace that they leave in `Watch`."""
 
-# Like published ones, for guards that no published payload attacks.
+# Our own payloads, for guards that no published payload attacks.
 OURS = [
     '<form style="display:block;content-visibility:auto" '
     'oncontentvisibilityautostatechange="alert(1)">'
@@ -32,11 +32,11 @@ OURS = [
     '<svg><circle r="9" fill="url(https://attacker.example/fill.svg#a)"/></svg>',
     '<link rel="stylesheet" href="https://attacker.example/link.css">',
 ]
-# What a page with none of the guards would do.
+# Behave like a page without any guard.
 UNGUARDED = """
 () => { put = (element, html) => { element.innerHTML = html; }; }
 """
-# One payload after the other; each is through once its stream is closed.
+# Try one payload after another. Each is done once its stream is closed.
 READ_ANSWERS = """
 async (count) => {
   const received = [];
@@ -62,7 +62,7 @@ PUT = """
   check(element, number);
 })
 """
-# Links wait for a click, so what they lead to is looked at.
+# A link does nothing until somebody clicks it, so check where it leads.
 CHECK = """
 window.found = [];
 window.check = (element, number) => {
@@ -83,7 +83,7 @@ window.check = (element, number) => {
 
 
 class Watch:
-    """A page of the lesson, and all that it should not have done."""
+    """A page of the lesson, with a record of everything it must not do."""
 
     def __init__(self, browser, url, script="() => {}", bypass_csp=True):
         self.context = browser.new_context(bypass_csp=bypass_csp)
@@ -113,7 +113,7 @@ class Watch:
         dialog.dismiss()
 
     def finish(self):
-        """Return what was seen, once all that was on its way has happened."""
+        """Wait for everything that is still pending, and return the record."""
         self.page.evaluate(
             "() => new Promise((resolve) => {"
             "  const image = new Image();"
@@ -127,7 +127,7 @@ class Watch:
 
 
 def one_character_at_a_time(connection):
-    """Answer the number of a payload with that payload."""
+    """Answer with the payload whose number is the prompt."""
     (message,) = connection.request.json["messages"]
     payload = (ALL + OURS)[int(message["content"])]
     stream(*map(delta, payload), FINISH, DONE)(connection)
@@ -145,7 +145,7 @@ def test_corpus_is_large_and_has_no_payload_twice():
     assert len(ALL) == len(set(ALL)) >= 150
 
 
-def test_these_would_be_seen_without_any_guard(browser, url):
+def test_payloads_are_detected_without_any_guard(browser, url):
     watch = Watch(browser, url, UNGUARDED)
     watch.page.evaluate(PUT, list(CONTROLS.values()))
     wait_until(
@@ -156,7 +156,7 @@ def test_these_would_be_seen_without_any_guard(browser, url):
     watch.finish()
 
 
-def test_none_runs_on_the_page_or_in_what_the_server_sends(browser, url):
+def test_no_payload_runs_on_the_page_or_in_the_html_of_the_server(browser, url):
     watch = Watch(browser, url, bypass_csp=False)
     received = watch.page.evaluate(READ_ANSWERS, len(ALL + OURS))
     assert watch.finish() == []
@@ -166,7 +166,7 @@ def test_none_runs_on_the_page_or_in_what_the_server_sends(browser, url):
     assert watch.finish() == []
 
 
-def test_the_page_sanitizes_what_a_server_let_through(browser, url):
+def test_the_page_sanitizes_even_if_the_server_does_not(browser, url):
     watch = Watch(browser, url)
     watch.page.evaluate(PUT, ALL + OURS)
     assert watch.finish() == []
