@@ -6,6 +6,7 @@ from typing import NamedTuple
 from demos import (
     batch,
     before_sse,
+    broadcast,
     chat,
     clock,
     completion,
@@ -109,6 +110,7 @@ PARTS = (
         "One stream shared by many clients, including those that "
         "join late or reconnect.",
         (
+            Lesson(broadcast),
             Lesson(notifications),
             Lesson(prices, also_shown=("static/chart.js",)),
             Lesson(progress),
