@@ -347,7 +347,7 @@ def test_a_text_that_wakes_nobody_waits_for_the_heartbeat(
     sent = time.monotonic()
     for window in windows:
         expect(window.locator("#list > *")).to_have_count(3)
-    assert 1 < time.monotonic() - sent < 20
+    assert time.monotonic() - sent > 1
     page.problems.clear()
 
 
