@@ -9,8 +9,8 @@ Notice: a client that missed too much, or is too slow, gets a
 `reset` event, which reports the gap. After a restart, ids have a
 new prefix, so an id from before it is a gap, too. Two limits: each
 process has its own events, and all clients take turns with one
-lock. For several processes or thousands of clients, `broker.py`,
-which the next lesson uses, goes on from here.
+lock. For several processes or thousands of clients, continue with
+`broker.py`, which the next lesson uses.
 
 Try: open a second window, press Start in both, and send a text:
 both receive it immediately. Then, with `flask run --reload`, delete
