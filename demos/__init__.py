@@ -6,6 +6,7 @@ from typing import NamedTuple
 from demos import (
     batch,
     before_sse,
+    broadcast,
     chat,
     clock,
     completion,
@@ -112,6 +113,7 @@ PARTS = (
         "One stream shared by many clients, including those that "
         "join late or reconnect.",
         (
+            Lesson(broadcast, also_shown=(SEND_JSON,)),
             Lesson(notifications, also_shown=(SEND_JSON,)),
             Lesson(
                 prices,

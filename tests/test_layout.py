@@ -171,6 +171,7 @@ def test_guarded_requests_reject_foreign_pages(monkeypatch):
         ("progress", "POST"),
         ("progress", "DELETE"),
         ("document", "PUT"),
+        ("broadcast", "POST"),
         ("notifications", "POST"),
         ("numbers", "POST"),
         ("post", "POST"),

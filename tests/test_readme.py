@@ -78,11 +78,19 @@ def write_to_the_document(server):
         assert client.status == 200
 
 
+def broadcast(server):
+    headers = {"Content_Type": "application/json"}
+    with server.post("/broadcast", b'{"text": "Hello"}', **headers) as client:
+        assert client.status == 201
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_curl_line_of_a_lesson_works_as_written(site, name):
     need("curl")
     if name == "document":
         write_to_the_document(site)
+    if name == "broadcast":
+        broadcast(site)
     line = texts(LESSONS[name]).curl.replace("http://127.0.0.1:5000", site.url)
     with subprocess.Popen(
         ["sh", "-c", f"exec {line} --silent --show-error --max-time 10"],

@@ -11,7 +11,8 @@ from website.pages import texts
 
 START = "#start, #form button:not([type])"
 DISTANCE = "e => e.getBoundingClientRect().top + scrollY"
-QUIET = ("notifications", "document")  # until somebody sends something
+# Until somebody sends something:
+QUIET = ("broadcast", "notifications", "document")
 PHONE = {"width": 320, "height": 740}
 IS_WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 FONT_PX = 16

@@ -321,6 +321,39 @@ def test_one_part_fails_and_stop_stops_the_work(start, page):
 
 
 @tries(
+    "broadcast",
+    "both receive it immediately",
+    "delete the line `self.published.notify_all()`",
+    "A `reset` event reports",
+    "up to 15 seconds",
+)
+def test_a_text_that_wakes_nobody_waits_for_the_heartbeat(
+    reloading, reloading_page
+):
+    page = reloading_page("broadcast")
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="Open a second window").click()
+    popup.value.wait_for_load_state()
+    windows = (page, popup.value)
+    for window in windows:
+        press(window, "Start")
+        expect(state(window)).to_have_text("open")
+    press(page, "Send")
+    for window in windows:
+        expect(window.locator("#list > *")).to_have_count(1)
+    reloading.change("broadcast", "self.published.notify_all()", "")
+    for window in windows:
+        expect(window.locator("#list .gap")).to_have_count(1)
+    with page.expect_response("**/broadcast"):
+        press(page, "Send")
+    sent = time.monotonic()
+    for window in windows:
+        expect(window.locator("#list > *")).to_have_count(3)
+    assert time.monotonic() - sent > 1
+    page.problems.clear()
+
+
+@tries(
     "notifications",
     "both receive it",
     'delete "alert" from `LEVELS`',
