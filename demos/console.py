@@ -1,20 +1,21 @@
 """Console: a program's output, line by line
 
-Show what a program prints while it runs. Each line is an event, of
-type `stdout` or `stderr`. The last event, `exit`, has the exit
-code; a negative code is the number of a signal. When the client
-disconnects, the program is killed, and so are its children. The
-lesson needs Linux or macOS.
+Show what a program prints while it runs, and then its exit code.
+Each line becomes an event of type `stdout` or `stderr`, with an id.
+The last event is `exit`. Its data is the exit code, or a negative
+number: the signal that killed the program. When the client
+disconnects, the program and its children are killed. Use Linux or
+macOS.
 
-Notice: most programs buffer their output unless a terminal reads
-it. Then nothing appears until they end. Run Python with `-u`, and
-other programs with `stdbuf -oL`. Nobody reads faster than the
-client, so a flood of output waits in the pipe, not in memory. A
-browser that reconnects gets 204, so the program never runs twice.
+Notice: most programs buffer their output when it isn't a terminal,
+so nothing appears until they end. Start Python with `-u`, and
+other programs with `stdbuf -oL`. Nothing is read faster than the
+client receives it. A flood fills the pipe, and the program waits.
+A browser that reconnects gets 204, so the program runs only once.
 
 Try: with `flask run --reload`, change `"-u", "-c"` to `"-c"`, save,
-and press Start. The warnings still arrive as they happen. All the
-other lines arrive at the end, because Python buffers them.
+and press Start. Steps 3, 6 and 9 go to stderr, and still arrive as
+they happen. All the others arrive together, at the end.
 
     curl -N http://127.0.0.1:5000/stream/console
 """
@@ -37,9 +38,8 @@ from sse import Event, EventStream
 PROGRAM = """
 import sys, time
 for step in range(1, 11):
-    print("Step", step, "of 10")
-    if step % 3 == 0:
-        print("Step", step, "was slow", file=sys.stderr)
+    file = sys.stdout if step % 3 else sys.stderr
+    print("Step", step, "of 10", file=file)
     time.sleep(0.5)
 """
 COMMAND = [sys.executable, "-u", "-c", PROGRAM]  # never a user's
@@ -54,7 +54,7 @@ bp.before_request(same_origin_only)  # it starts a program
 @bp.get("/stream/console")
 def stream():
     if "Last-Event-ID" in request.headers:
-        return "", 204
+        return "", 204  # the program was started, and killed
     return EventStream(run(COMMAND), retry=DAY_MS)
 
 
@@ -77,7 +77,7 @@ def output(process, ids):
         selector.register(process.stdout, EVENT_READ, pipes[0])
         selector.register(process.stderr, EVENT_READ, pipes[1])
         ready, code = True, None
-        while ready or code is None:  # its children may go on
+        while ready or code is None:
             code = process.poll()
             ready = selector.select(LOOK_SECONDS)
             if not ready:
@@ -92,6 +92,8 @@ def output(process, ids):
 
 
 class Lines:
+    """Decodes and splits output, which arrives in any pieces."""
+
     def __init__(self, name, ids):
         utf8 = getincrementaldecoder("utf-8")("replace")
         self.decoder = IncrementalNewlineDecoder(utf8, True)
