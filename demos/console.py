@@ -58,17 +58,22 @@ def stream():
     return EventStream(run(COMMAND), retry=DAY_MS)
 
 
-def run(command):
-    pipes = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
-    ids = count(1)
-    # In its own session, a program and its children are one group.
-    with Popen(command, **pipes, start_new_session=True) as process:
-        try:
-            yield from output(process, ids)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    yield Event(process.returncode, event="exit", id=next(ids))
+class Lines:
+    """Decodes and splits output, which arrives in any pieces."""
+
+    def __init__(self, name, ids):
+        utf8 = getincrementaldecoder("utf-8")("replace")
+        self.decoder = IncrementalNewlineDecoder(utf8, True)
+        self.name, self.ids, self.rest = name, ids, ""
+
+    def events(self, data):
+        text = self.rest + self.decoder.decode(data, not data)
+        *lines, self.rest = text.split("\n")
+        if self.rest and (not data or len(self.rest) > READ_BYTES):
+            lines.append(self.rest)
+            self.rest = ""
+        for line in lines:
+            yield Event(line, event=self.name, id=next(self.ids))
 
 
 def output(process, ids):
@@ -91,19 +96,14 @@ def output(process, ids):
         yield from lines.events(b"")
 
 
-class Lines:
-    """Decodes and splits output, which arrives in any pieces."""
-
-    def __init__(self, name, ids):
-        utf8 = getincrementaldecoder("utf-8")("replace")
-        self.decoder = IncrementalNewlineDecoder(utf8, True)
-        self.name, self.ids, self.rest = name, ids, ""
-
-    def events(self, data):
-        text = self.rest + self.decoder.decode(data, not data)
-        *lines, self.rest = text.split("\n")
-        if self.rest and (not data or len(self.rest) > READ_BYTES):
-            lines.append(self.rest)
-            self.rest = ""
-        for line in lines:
-            yield Event(line, event=self.name, id=next(self.ids))
+def run(command):
+    pipes = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
+    ids = count(1)
+    # In its own session, a program and its children are one group.
+    with Popen(command, **pipes, start_new_session=True) as process:
+        try:
+            yield from output(process, ids)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    yield Event(process.returncode, event="exit", id=next(ids))
