@@ -4,8 +4,8 @@ Show what a program prints while it runs, and then its exit code.
 Each line becomes an event of type `stdout` or `stderr`, with an id.
 The last event is `exit`. Its data is the exit code, or a negative
 number: the signal that killed the program. When the client
-disconnects, the program and its children are killed. Use Linux or
-macOS.
+disconnects, the program and its children are killed. This works on
+Linux and macOS.
 
 Notice: most programs buffer their output when it isn't a terminal,
 so nothing appears until they end. Start Python with `-u`, and
@@ -58,6 +58,40 @@ def stream():
     return EventStream(run(COMMAND), retry=DAY_MS)
 
 
+def run(command):
+    pipes = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
+    ids = count(1)
+    # In its own session, a program and its children are one group.
+    with Popen(command, **pipes, start_new_session=True) as process:
+        try:
+            yield from output(process, ids)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    yield Event(process.returncode, event="exit", id=next(ids))
+
+
+def output(process, ids):
+    pipes = Lines("stdout", ids), Lines("stderr", ids)
+    with DefaultSelector() as selector:
+        selector.register(process.stdout, EVENT_READ, pipes[0])
+        selector.register(process.stderr, EVENT_READ, pipes[1])
+        ready, code = True, None
+        # Not until both pipes close: a child may keep them open.
+        while ready or code is None:
+            code = process.poll()  # first, so no output is missed
+            ready = selector.select(LOOK_SECONDS)
+            if not ready:
+                yield None
+            for key, _ in ready:
+                data = os.read(key.fd, READ_BYTES)
+                yield from key.data.events(data)
+                if not data:
+                    selector.unregister(key.fileobj)
+    for lines in pipes:
+        yield from lines.events(b"")
+
+
 class Lines:
     """Decodes and splits output, which arrives in any pieces."""
 
@@ -74,36 +108,3 @@ class Lines:
             self.rest = ""
         for line in lines:
             yield Event(line, event=self.name, id=next(self.ids))
-
-
-def output(process, ids):
-    pipes = Lines("stdout", ids), Lines("stderr", ids)
-    with DefaultSelector() as selector:
-        selector.register(process.stdout, EVENT_READ, pipes[0])
-        selector.register(process.stderr, EVENT_READ, pipes[1])
-        ready, code = True, None
-        while ready or code is None:
-            code = process.poll()
-            ready = selector.select(LOOK_SECONDS)
-            if not ready:
-                yield None
-            for key, _ in ready:
-                data = os.read(key.fd, READ_BYTES)
-                yield from key.data.events(data)
-                if not data:
-                    selector.unregister(key.fileobj)
-    for lines in pipes:
-        yield from lines.events(b"")
-
-
-def run(command):
-    pipes = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
-    ids = count(1)
-    # In its own session, a program and its children are one group.
-    with Popen(command, **pipes, start_new_session=True) as process:
-        try:
-            yield from output(process, ids)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    yield Event(process.returncode, event="exit", id=next(ids))
