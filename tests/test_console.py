@@ -263,8 +263,8 @@ def programs(command, tmp_path_factory) -> Iterator[Server]:
     for path in COPIED:
         shutil.copy(PROJECT / path, folder / path)
     (folder / "app.py").write_text(APP.format(programs=PROGRAMS))
-    running = Server(command, folder=folder, **{MARK: folder.name})
-    running.mark = f"{MARK}={folder.name}".encode()
+    running = Server(command, folder=folder, **{MARK: str(folder)})
+    running.mark = f"{MARK}={folder}".encode()
     running.own = processes(running)
     yield running
     running.stop()
