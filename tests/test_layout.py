@@ -125,9 +125,10 @@ def test_only_the_serving_files_mention_gevent():
     assert mentions <= {"gunicorn.conf.py", "streaming_worker.py"}
 
 
-def is_asking(name: str) -> bool:
-    """Return whether a lesson uses a language model."""
-    return "language_model" in imports(PROJECT / "demos" / f"{name}.py")
+def is_costly(name: str) -> bool:
+    """Return whether a lesson uses a language model or starts a program."""
+    found = imports(PROJECT / "demos" / f"{name}.py")
+    return not found.isdisjoint({"language_model", "subprocess"})
 
 
 def guarded_requests(app: Flask) -> list[tuple[str, str, str]]:
@@ -137,7 +138,7 @@ def guarded_requests(app: Flask) -> list[tuple[str, str, str]]:
         name = rule.endpoint.partition(".")[0]
         path = re.sub("<.+?>", "x", rule.rule)
         for method in rule.methods & {"GET", "POST", "PUT", "PATCH", "DELETE"}:
-            if name in LESSONS and (method != "GET" or is_asking(name)):
+            if name in LESSONS and (method != "GET" or is_costly(name)):
                 found.append((name, method, path))
     return found
 
@@ -163,6 +164,7 @@ def test_guarded_requests_reject_foreign_pages(monkeypatch):
     assert {(name, method) for name, method, _ in guarded} >= {
         ("chat", "GET"),
         ("completion", "GET"),
+        ("console", "GET"),
         ("markdown", "GET"),
         ("relay", "POST"),
         ("relay", "GET"),

@@ -35,7 +35,10 @@ class ReloadingServer(Server):
         for name in ("demos", "website", "templates", "static"):
             shutil.copytree(PROJECT / name, folder / name)
         self.folder = folder
-        super().__init__("flask run --reload", folder=folder)
+        # What the programs of `console` print is buffered, as usual.
+        super().__init__(
+            "flask run --reload", folder=folder, PYTHONUNBUFFERED=""
+        )
 
     def change(self, name: str, old: str, new: str) -> None:
         """Change one place in a lesson's code, and wait for the restart."""
@@ -434,6 +437,32 @@ def test_a_job_dies_with_its_process_and_the_next_is_faster(
     wait_in(page, lambda: len(events) > 40)
     assert events[40]["timestamp"] - events[0]["timestamp"] < 6
     page.problems.clear()
+
+
+@tries(
+    "console",
+    'change `"-u", "-c"` to `"-c"`',
+    "Steps 3, 6 and 9 go to stderr",
+    "All the others arrive together, at the end",
+)
+def test_without_u_stdout_arrives_at_the_end(
+    reloading, reloading_page, events_of
+):
+    page = reloading_page("console")
+    press(page, "Start")
+    output = page.locator("#output")
+    page.get_by_text("exit: 0").wait_for()
+    live = [f"Step {step} of 10" for step in range(1, 11)]
+    assert re.findall("Step .+", output.inner_text()) == live
+    reloading.change("console", '"-u", "-c"', '"-c"')
+    events = events_of(page)
+    press(page, "Start")
+    page.get_by_text("exit: 0").wait_for()
+    wait_in(page, lambda: len(events) == 11)
+    types = [event["eventName"] for event in events]
+    assert types == ["stderr"] * 3 + ["stdout"] * 7 + ["exit"]
+    first, *_, last = [event["timestamp"] for event in events[3:10]]
+    assert last - first < events[1]["timestamp"] - events[0]["timestamp"]
 
 
 @tries(
