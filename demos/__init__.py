@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from demos import (
+    agent,
     batch,
     before_sse,
     chat,
@@ -102,6 +103,7 @@ PARTS = (
                 free_offline=True,
                 also_shown=("static/event-stream.js",),
             ),
+            Lesson(agent, free_offline=True),
         ),
     ),
     Part(

@@ -164,6 +164,7 @@ def test_guarded_requests_reject_foreign_pages(monkeypatch):
         ("chat", "GET"),
         ("completion", "GET"),
         ("markdown", "GET"),
+        ("agent", "GET"),
         ("relay", "POST"),
         ("relay", "GET"),
         ("resume", "POST"),
