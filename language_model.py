@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
 
 import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
@@ -43,10 +42,7 @@ class ModelError(Exception):
 
 
 class Answer:
-    """A request to the API and, after `open`, its response.
-
-    `close` may be called from another thread; it wakes the thread that reads.
-    """
+    """A request and its response. `close` in another thread wakes a reader."""
 
     def __init__(self, path: str, body: dict | None = None):
         self._path, self._body = path, body
@@ -55,13 +51,16 @@ class Answer:
     def open(self) -> requests.Response:
         """Send the request. Raises ModelError if there is no response."""
         base_url = os.environ.get("OPENAI_BASE_URL") or BASE_URL
+        headers = {"Accept-Encoding": "identity"}
+        if key := os.environ.get("OPENAI_API_KEY", "").strip():
+            headers["Authorization"] = f"Bearer {key}"
         try:
             self._response = session.request(
                 "GET" if self._body is None else "POST",
                 base_url.rstrip("/") + self._path,
                 json=self._body,
-                headers={"Accept-Encoding": "identity"},
-                auth=_authorize,
+                headers=headers,
+                auth=lambda prepared: prepared,  # else .netrc would be used
                 stream=True,
                 allow_redirects=False,
                 timeout=(CONNECT_SECONDS, SILENCE_SECONDS),
@@ -92,13 +91,7 @@ class Answer:
                     end()  # fails if the response has ended, or is being read
 
 
-def _authorize(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
-    if key := os.environ.get("OPENAI_API_KEY", "").strip():
-        prepared.headers["Authorization"] = f"Bearer {key}"
-    return prepared
-
-
-def ask(messages: list, /, **options: Any) -> Answer:
+def ask(messages: list, /, **options: object) -> Answer:
     """Return a streamed answer. The request is sent when it is first read."""
     body = {"model": MODEL, "messages": messages, "stream": True} | options
     body["model"] = os.environ.get("OPENAI_MODEL") or body["model"]
@@ -106,7 +99,12 @@ def ask(messages: list, /, **options: Any) -> Answer:
 
 
 def deltas(answer: Answer) -> Iterator[str]:
-    """Request the answer, and yield its text as it arrives.
+    """Request the answer, and yield its text as it arrives."""
+    return (text for one in message_deltas(answer) if (text := one["content"]))
+
+
+def message_deltas(answer: Answer) -> Iterator[dict]:
+    """Request the answer, and yield each delta. Its `content` is a string.
 
     Raises ModelError if the API refuses or fails, or if the answer breaks off.
     Only `[DONE]` or a finish_reason proves that an answer is complete.
@@ -129,11 +127,13 @@ def deltas(answer: Answer) -> Iterator[str]:
                     raise ModelError("The language model reported an error.")
                 is_complete = is_complete or any(reasons)
                 for choice in choices:
-                    text = (choice.get("delta") or {}).get("content") or ""
+                    delta = dict(choice.get("delta") or {})
+                    if delta.get("reasoning_content"):  # some APIs send both
+                        delta.pop("reasoning", None)
+                    text = delta.get("content") or ""
                     if isinstance(text, list):  # of parts
                         text = "".join(part.get("text") or "" for part in text)
-                    if text:
-                        yield "" + text
+                    yield delta | {"content": "" + text}
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ModelError("The language model sent a bad event.") from None
     if not is_complete:

@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from demos import (
+    agent,
     batch,
     before_sse,
     broadcast,
@@ -107,6 +108,7 @@ PARTS = (
                 free_offline=True,
                 also_shown=(EVENT_STREAM, SEND_JSON),
             ),
+            Lesson(agent, free_offline=True),
         ),
     ),
     Part(

@@ -30,6 +30,7 @@ from upstream import (
     REPORTED,
     UNREACHABLE,
     Upstream,
+    chunk,
     compressed,
     delta,
     head,
@@ -39,7 +40,14 @@ from upstream import (
 )
 
 import language_model
-from language_model import BROKEN_OFF, Answer, ModelError, ask, deltas
+from language_model import (
+    BROKEN_OFF,
+    Answer,
+    ModelError,
+    ask,
+    deltas,
+    message_deltas,
+)
 
 NOTICE_SECONDS = 2
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -191,6 +199,24 @@ def test_compressed_text_is_read_as_it_arrives(upstream):
     assert list(texts) == [" two"]
 
 
+def test_whole_deltas_can_be_read_too(upstream):
+    calls = [{"index": 0, "function": {"arguments": "{"}}]
+    sent = [
+        {"role": "assistant", "content": None, "reasoning": "Hm."},
+        {"reasoning": "Hm.", "reasoning_content": "Hm."},
+        {"tool_calls": calls},
+        {"content": [{"type": "text", "text": "Hello"}]},
+    ]
+    upstream.answer = stream(*map(chunk, sent), FINISH, DONE)
+    assert list(message_deltas(ask(MESSAGES))) == [
+        {"role": "assistant", "content": "", "reasoning": "Hm."},
+        {"content": "", "reasoning_content": "Hm."},
+        {"content": "", "tool_calls": calls},
+        {"content": "Hello"},
+        {"content": ""},
+    ]
+
+
 SMILE = delta("?").replace(b"?", "😀".encode())
 """The official API sends such characters unescaped."""
 
@@ -246,10 +272,10 @@ def read_by(official: openai.OpenAI) -> str:
     The client passes on everything it receives, so be tolerant.
     """
     text = ""
-    for chunk in official.chat.completions.create(
+    for each in official.chat.completions.create(
         model=MODEL, messages=MESSAGES, stream=True
     ):
-        for choice in chunk.choices or ():
+        for choice in each.choices or ():
             content = (choice.delta and choice.delta.content) or ""
             if isinstance(content, list):
                 content = "".join(part.get("text") or "" for part in content)

@@ -166,6 +166,7 @@ def test_guarded_requests_reject_foreign_pages(monkeypatch):
         ("completion", "GET"),
         ("console", "GET"),
         ("markdown", "GET"),
+        ("agent", "GET"),
         ("relay", "POST"),
         ("relay", "GET"),
         ("resume", "POST"),

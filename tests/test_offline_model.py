@@ -201,7 +201,9 @@ def test_text_is_streamed_in_the_official_format(same_ids, monkeypatch):
     )
 
 
-def test_tool_calls_are_streamed_in_the_official_format(same_ids):
+def test_tool_calls_are_streamed_in_the_official_format(same_ids, monkeypatch):
+    monkeypatch.setitem(offline_answers.THOUGHTS, "en", "I call {}.")
+
     def call(index: int, name: str) -> bytes:
         return chunk_bytes(
             f'{{"tool_calls":[{{"index":{index},"id":"call_1a",'
@@ -222,6 +224,10 @@ def test_tool_calls_are_streamed_in_the_official_format(same_ids):
     assert received(answer) == b"".join(
         [
             chunk_bytes('{"role":"assistant","content":null,"refusal":null}'),
+            *(
+                chunk_bytes(f'{{"reasoning_content":"{word}"}}')
+                for word in ("I", " call", " get_time", " and", " sum.")
+            ),
             call(0, "get_time"),
             arguments(0, '{"city":'),
             arguments(0, ' "Rome"}'),
@@ -400,6 +406,7 @@ UNIT = {"type": "string", "enum": ["celsius", "fahrenheit"]}
     [
         ("Run in Paris", {"city": TEXT}, {"city": "Paris"}),
         ("Run in paris", {"city": TEXT}, {"city": "paris"}),
+        ("Run in Asia/Tokyo", {"zone": TEXT}, {"zone": "Asia/Tokyo"}),
         ("Run it. Then New York, I say", {"city": TEXT}, {"city": "New York"}),
         ("Run", {"city": TEXT}, {}),
         ("Can I run in Paris?", {"city": TEXT}, {"city": "Paris"}),
@@ -449,8 +456,8 @@ def test_a_tool_may_have_no_parameters(parameters):
 @pytest.mark.parametrize(
     ("prompt", "text"),
     [
-        ("The time and the sum", "The result is 9:30. The result is 7."),
-        ("时间和总和", "结果是 9:30。 结果是 7。"),
+        ("The time and the sum", "get_time returned 9:30. sum returned 7."),
+        ("时间和总和", "get_time 返回了 9:30。 sum 返回了 7。"),
     ],
 )
 def test_the_answer_repeats_the_results_of_tools(prompt, text):
@@ -465,6 +472,13 @@ def test_the_answer_repeats_the_results_of_tools(prompt, text):
         {"role": "tool", "tool_call_id": second, "content": "7"},
     ]
     assert text_of(*messages, tools=tools(TIME, SUM)) == text
+
+
+@pytest.mark.parametrize("tool_id", [{}, {"tool_call_id": "another"}])
+def test_a_result_of_an_unknown_call_is_repeated_too(tool_id):
+    result = {"role": "tool", "content": "7"} | tool_id
+    text = "The tool returned 7."
+    assert text_of(user("Sum"), result, tools=tools(SUM)) == text
 
 
 class Pauses:

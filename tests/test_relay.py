@@ -7,6 +7,7 @@ import openai
 import pytest
 from conftest import Client, Server, read_until, wait_until, without_comments
 from flask.testing import FlaskClient
+from openai.lib.streaming.chat import ChatCompletionStreamState
 from playwright.sync_api import expect
 from upstream import (
     BAD_EVENTS,
@@ -36,6 +37,7 @@ import language_model
 from app import create_app
 from checks import FOREIGN
 from demos import relay
+from demos.agent import TOOLS
 
 NOTICE_SECONDS = 2
 PATH = "/v1/chat/completions"
@@ -749,6 +751,45 @@ def check_official_client(server: Server) -> None:
 
 def test_official_client_works_offline(offline):
     check_official_client(offline)
+
+
+def test_official_client_streams_tool_calls_offline(offline):
+    question = "The time in Asia/Tokyo, and the sum of 1 and 2"
+    messages, lengths = [{"role": "user", "content": question}], []
+
+    def read_choice() -> openai.types.chat.chat_completion.Choice:
+        state = ChatCompletionStreamState()
+        chunks = official.chat.completions.create(
+            model="a", messages=messages, tools=TOOLS, stream=True
+        )
+        for each in chunks:
+            calls = each.choices[0].delta.tool_calls or ()
+            lengths.extend(len(call.function.arguments) for call in calls)
+            state.handle_chunk(each)
+        return state.get_final_completion().choices[0]
+
+    with openai.OpenAI(
+        base_url=f"{offline.url}/v1", api_key="caller-key", max_retries=0
+    ) as official:
+        asked = read_choice()
+        messages.append(asked.message.model_dump(exclude_none=True))
+        for call, content in zip(
+            asked.message.tool_calls, ("9:30", "3"), strict=True
+        ):
+            result = {"tool_call_id": call.id, "content": content}
+            messages.append({"role": "tool"} | result)
+        answered = read_choice()
+    functions = [call.function for call in asked.message.tool_calls]
+    assert [(one.name, one.arguments) for one in functions] == [
+        ("get_time", '{"time_zone": "Asia/Tokyo"}'),
+        ("get_sum", '{"numbers": [1, 2]}'),
+    ]
+    assert len(lengths) > 4
+    assert max(lengths) <= 8
+    assert asked.finish_reason == "tool_calls"
+    assert answered.finish_reason == "stop"
+    text = "get_time returned 9:30. get_sum returned 3."
+    assert answered.message.content == text
 
 
 def test_official_client_works_online(online, upstream):

@@ -1,7 +1,8 @@
 """The answers of the offline model.
 
 It answers the user's last message in its language, English or Chinese, with one
-of the files in `answers/`. If the message mentions tools, it calls them.
+of the files in `answers/`. If the message mentions tools, it says why it needs
+them, and calls them.
 """
 
 import json
@@ -22,14 +23,20 @@ ANSWERS = {
     path.stem: path.read_text("utf-8")
     for path in Path(__file__).parent.glob("answers/*.md")
 }
-RESULTS = {"en": "The result is {}.", "zh": "结果是 {}。"}
+THOUGHTS = {
+    "en": "I need {} to answer this.",
+    "zh": "要回答这个问题，我需要 {}。",
+}
+RESULTS = {"en": "{} returned {}.", "zh": "{} 返回了 {}。"}
+TOOL = {"en": "The tool", "zh": "工具"}
+AND = {"en": " and ", "zh": " 和 "}
 
 CHINESE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
 # As in real models' tokens, spaces lead. Each Chinese character is a word.
 WORD = re.compile(rf"\s*[{CHINESE}]|\s*[^\s{CHINESE}]+|\s+")
 NUMBER = re.compile(r"(?:(?<!\w)-)?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 # Capitalised words, except "I" and the first word of a sentence.
-PROPER_NAME = re.compile(r"(?<=[^.?!]\s)(?!I\b)[A-Z][\w-]*(?: [A-Z][\w-]*)*")
+PROPER_NAME = re.compile(r"(?<=[^.?!]\s)(?!I\b)[A-Z][\w/-]*(?: [A-Z][\w/-]*)*")
 
 
 def answer_to(messages: list[dict], tools: list[dict]) -> dict:
@@ -42,7 +49,11 @@ def answer_to(messages: list[dict], tools: list[dict]) -> dict:
     if messages[-1].get("role") == "user":
         calls = _tool_calls(tools, prompt)
     if calls:
-        return message | {"content": None, "refusal": None, "tool_calls": calls}
+        names = [call["function"]["name"] for call in calls]
+        language = _language(prompt)
+        thought = THOUGHTS[language].format(AND[language].join(names))
+        message |= {"content": None, "refusal": None, "tool_calls": calls}
+        return message | {"reasoning_content": thought}
     return message | {"content": _text(messages, prompt), "refusal": None}
 
 
@@ -59,13 +70,27 @@ def _content(message: dict) -> str:
     return " ".join(text for text in texts if isinstance(text, str))
 
 
+def _language(prompt: str) -> str:
+    return "zh" if re.search(f"[{CHINESE}]", prompt) else "en"
+
+
 def _text(messages: list[dict], prompt: str) -> str:
     """Return the results of the tools, if any, or one of the answers."""
-    language = "zh" if re.search(f"[{CHINESE}]", prompt) else "en"
+    language = _language(prompt)
     results = takewhile(
         lambda message: message.get("role") == "tool", reversed(messages)
     )
-    sentences = [RESULTS[language].format(_content(one)) for one in results]
+    names = {
+        call["id"]: call["function"]["name"]
+        for message in messages
+        for call in message.get("tool_calls") or ()
+    }
+    sentences = [
+        RESULTS[language].format(
+            names.get(one.get("tool_call_id"), TOOL[language]), _content(one)
+        )
+        for one in results
+    ]
     if sentences:
         return " ".join(reversed(sentences))
     topics = (

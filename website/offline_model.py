@@ -170,10 +170,12 @@ def stream(answer: dict, with_usage: bool) -> Iterator[bytes]:
 
 
 def deltas(message: dict) -> Iterator[dict]:
-    """Yield a message in pieces: its role, then its words and tool calls."""
+    """Yield a message in pieces: its role, its words, then its tool calls."""
     text, calls = message["content"], message.get("tool_calls", ())
     start = {"role": "assistant", "content": None if calls else ""}
     yield start | {"refusal": None}
+    for word in WORD.findall(message.get("reasoning_content", "")):
+        yield {"reasoning_content": word}
     for word in WORD.findall(text or ""):
         yield {"content": word}
     for index, call in enumerate(calls):

@@ -255,6 +255,25 @@ def test_comments_fill_the_pauses(reloading, reloading_page):
     assert comments.count() > words.count() > 10
 
 
+@tries(
+    "agent",
+    "`return max(numbers)`",
+    "The model answers 23",
+    '"What time is it in Atlantis?"',
+    "The tool fails",
+)
+def test_the_model_believes_its_tools(reloading, reloading_page):
+    reloading.change("agent", "return sum(numbers)", "return max(numbers)")
+    page = reloading_page("agent")
+    press(page, "Ask")
+    expect(page.locator("#log .answer")).to_contain_text("get_sum returned 23.")
+    page.get_by_label("Question").fill("What time is it in Atlantis?")
+    press(page, "Ask")
+    answer = page.locator("#log .answer")
+    expect(answer).to_contain_text("No time zone found with key Atlantis')")
+    expect(state(page)).to_have_text("closed")
+
+
 @tries("chat", 'send "Attack this page"', "the selection stays", "vanish")
 def test_scripts_are_text_and_a_selection_stays(lesson_page):
     page = lesson_page("chat")

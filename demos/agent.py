@@ -1,0 +1,130 @@
+"""Agent: stream a model's reasoning and tool calls
+
+Show what a model thinks, which tools it calls, and what it answers.
+If the model calls tools, the server runs them, sends the results
+back, and asks again. That takes several requests to the model, but
+the browser reads one stream.
+
+Notice: a tool call arrives in pieces, and one answer can hold
+several calls. The `index` of a piece says which call it belongs to.
+A tool's error also goes back to the model, which can then try
+again. After five rounds, the server stops asking.
+
+Try: with `flask run --reload`, change `return sum(numbers)` to
+`return max(numbers)`, save, and press Ask. The model answers 23,
+because it believes its tools. Then ask "What time is it in
+Atlantis?" The tool fails, and the model reads the error.
+
+    curl -N "http://127.0.0.1:5000/stream/agent?question=Sum+of+1,2"
+"""
+
+import json
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from flask import Blueprint, request
+
+from checks import query_text, same_origin_only
+from language_model import ModelError, ask, message_deltas
+from sse import Event, EventStream, keep_alive
+
+MAX_QUESTION_CHARACTERS = 4000
+MAX_ROUNDS = 5
+NOTICE_SECONDS = 0.5  # to notice a disconnect: tokens cost money
+DAY_MS = 24 * 60 * 60 * 1000  # retry delay: never ask twice
+FIELDS = ("reasoning", "reasoning_content", "content")
+
+bp = Blueprint("agent", __name__)
+bp.before_request(same_origin_only)  # an answer costs money
+
+
+@bp.get("/stream/agent")
+def stream():
+    question = query_text("question", 1, MAX_QUESTION_CHARACTERS)
+    if "Last-Event-ID" in request.headers:
+        return "", 204  # never pay twice for a question
+    return EventStream(agent(question), retry=DAY_MS)
+
+
+def get_time(time_zone):
+    return f"{datetime.now(ZoneInfo(time_zone)):%H:%M}"
+
+
+def get_sum(numbers):
+    return sum(numbers)
+
+
+def tool(name, **parameters):
+    schema = {"type": "object", "properties": parameters}
+    function = {"name": name, "parameters": schema}
+    return {"type": "function", "function": function}
+
+
+FUNCTIONS = {"get_time": get_time, "get_sum": get_sum}
+NUMBERS = {"type": "array", "items": {"type": "number"}}
+TOOLS = [
+    tool("get_time", time_zone={"type": "string"}),
+    tool("get_sum", numbers=NUMBERS),
+]
+
+
+def run(name, arguments):
+    try:
+        return str(FUNCTIONS[name](**json.loads(arguments or "{}")))
+    except Exception as error:  # the model can correct its mistake
+        return f"Error: {error!r}"
+
+
+def agent(question):
+    messages = [{"role": "user", "content": question}]
+    problem = f"No answer after {MAX_ROUNDS} rounds."
+    try:
+        for _ in range(MAX_ROUNDS):
+            message = yield from read(ask(messages, tools=TOOLS))
+            messages.append(message)
+            if not message["tool_calls"]:
+                yield Event("[DONE]", event="done")
+                return
+            for call in message["tool_calls"]:
+                id, function = call["id"], call["function"]
+                yield Event({"id": id} | function, event="tool")
+                text = run(**function)
+                result = {"tool_call_id": id, "content": text}
+                yield Event(result, event="result")
+                messages.append({"role": "tool"} | result)
+    except ModelError as error:
+        problem = str(error)
+    except (AttributeError, TypeError):
+        problem = "The language model sent a bad event."
+    yield Event({"error": problem}, event="failed")
+
+
+def read(answer):
+    message, calls = {"role": "assistant", "content": None}, {}
+    deltas = message_deltas(answer)
+    for delta in keep_alive(deltas, NOTICE_SECONDS, answer.close):
+        if delta is None:
+            yield None
+            continue
+        for field in FIELDS:
+            if text := delta.get(field):
+                message[field] = (message.get(field) or "") + text
+                kind = "text" if field == "content" else "thinking"
+                yield Event(text, event=kind, id=1)
+        for piece in delta.get("tool_calls") or ():
+            add(piece, calls)
+    # Some models need back all that they sent, reasoning included.
+    return message | {"tool_calls": list(calls.values())}
+
+
+def add(piece, calls):
+    index, id = piece.pop("index", None), piece.get("id")
+    # Gemini sends no index, and Ollama may send 0 for every call.
+    if index is None or id and calls.get(index, piece)["id"] != id:
+        index = id or next(reversed(calls), 0)
+    call = {"id": id or f"call_{len(calls)}", "type": "function"}
+    call["function"] = {"name": "", "arguments": ""}
+    function = calls.setdefault(index, piece | call)["function"]
+    new = piece.get("function") or {}
+    function["name"] = function["name"] or new.get("name") or ""
+    function["arguments"] += new.get("arguments") or ""

@@ -1,0 +1,482 @@
+import json
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+from conftest import Server, read_until, spoken, wait_until
+from playwright.sync_api import expect
+from upstream import (
+    BROKEN_EVENT,
+    DONE,
+    FAULT_OF_EACH_KIND,
+    FAULTS,
+    FINISH,
+    HELLO,
+    KEY,
+    PAUSE,
+    ROLE,
+    chunk,
+    delta,
+    stream,
+)
+
+import language_model
+from app import create_app
+from demos import agent
+from event_source import parse_events
+
+NOTICE_SECONDS = 2
+RETRY = b"retry: 86400000\n"
+FINISHED = b"event: done\ndata: [DONE]\n\n"
+PATH = "/stream/agent?question=Hi"
+QUESTION = {"role": "user", "content": "Hi"}
+
+one_server = pytest.mark.parametrize("command", ["flask"], indirect=True)
+
+
+@pytest.fixture
+def app(upstream, monkeypatch):
+    """The app in this process, with an upstream."""
+    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_MODEL", "test-model")
+    yield create_app()
+    language_model.session.close()
+
+
+@pytest.fixture(scope="module")
+def online_server(command, port) -> Iterator[Server]:
+    """The app, which waits for its upstream for a minute."""
+    url = f"http://127.0.0.1:{port}/v1"
+    running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
+    yield running
+    running.stop()
+
+
+def in_turn(upstream, *answers):
+    """Return an answer that is another one for each request."""
+    return lambda connection: answers[len(upstream.requests) - 1](connection)
+
+
+def pieces(*calls: dict) -> bytes:
+    """Return a chunk with pieces of tool calls."""
+    return chunk({"tool_calls": list(calls)})
+
+
+def piece(index, arguments, **others) -> dict:
+    return {"index": index, "function": {"arguments": arguments}} | others
+
+
+def first(index, id, name, arguments="", **others) -> dict:
+    function = {"name": name, "arguments": arguments}
+    start = {"id": id, "type": "function", "function": function} | others
+    return start if index is None else {"index": index} | start
+
+
+def called(id, name, arguments) -> dict:
+    """Return a complete call, as it is sent back to the model."""
+    function = {"name": name, "arguments": arguments}
+    return {"id": id, "type": "function", "function": function}
+
+
+END = (chunk({}, "tool_calls"), DONE)
+SUM = called("a", "get_sum", '{"numbers": [1, 2]}')
+OTHER = called("b", "get_sum", '{"numbers": [30, 4]}')
+
+
+def events_of(body: bytes) -> list[tuple[str, object]]:
+    """Return the type and data of each event, with JSON parsed."""
+    return [
+        (
+            event.event,
+            json.loads(event.data) if event.data[0] == "{" else event.data,
+        )
+        for event in parse_events([body])
+    ]
+
+
+# The conversation
+
+
+def test_sends_exactly_these_bytes(client, upstream):
+    upstream.answer = in_turn(
+        upstream,
+        stream(
+            ROLE,
+            chunk({"content": None, "reasoning_content": "Add\n"}),
+            chunk({"reasoning_content": " them."}),
+            pieces(first(0, "a", "get_sum")),
+            pieces(piece(0, '{"numbers":')),
+            pieces(piece(0, " [1, 2]}")),
+            *END,
+        ),
+        stream(*HELLO),
+    )
+    response = client.get(PATH)
+    assert response.headers["Content-Type"] == "text/event-stream"
+    assert spoken(response.data) == (
+        RETRY
+        + b"id: 1\nevent: thinking\ndata: Add\ndata: \n\n"
+        + b"id: 1\nevent: thinking\ndata:  them.\n\n"
+        + b'event: tool\ndata: {"id":"a","name":"get_sum",'
+        + b'"arguments":"{\\"numbers\\": [1, 2]}"}\n\n'
+        + b'event: result\ndata: {"tool_call_id":"a","content":"3"}\n\n'
+        + b"id: 1\nevent: text\ndata: Hello\n\n"
+        + FINISHED
+    )
+
+
+def test_the_model_gets_its_message_back_and_then_the_results(client, upstream):
+    upstream.answer = in_turn(
+        upstream,
+        stream(
+            chunk({"role": "assistant", "reasoning_content": "Hm"}),
+            chunk({"reasoning_content": "."}),
+            delta("One"),
+            delta(" moment"),
+            pieces(first(0, **flat(SUM)), first(1, **flat(OTHER))),
+            *END,
+        ),
+        stream(*HELLO),
+    )
+    assert events_of(client.get(PATH).data)[-1] == ("done", "[DONE]")
+    asked, again = [request.json for request in upstream.requests]
+    assert asked["messages"] == [QUESTION]
+    assert asked["tools"] == again["tools"] == agent.TOOLS
+    assert again["messages"] == [
+        QUESTION,
+        {
+            "role": "assistant",
+            "content": "One moment",
+            "reasoning_content": "Hm.",
+            "tool_calls": [SUM, OTHER],
+        },
+        {"role": "tool", "tool_call_id": "a", "content": "3"},
+        {"role": "tool", "tool_call_id": "b", "content": "34"},
+    ]
+
+
+def flat(call: dict) -> dict:
+    return {"id": call["id"]} | call["function"]
+
+
+SIGNED = {"extra_content": {"google": {"thought_signature": "x"}}}
+A, B = [flat(call) for call in (SUM, OTHER)]
+STREAMED_CALLS = {
+    "in turn": [
+        *(pieces(first(0, "a", "get_sum")), pieces(piece(0, '{"numbers": '))),
+        *(pieces(piece(0, "[1, 2]}")), pieces(first(1, "b", "get_sum"))),
+        *(pieces(piece(1, '{"numbers": ')), pieces(piece(1, "[30, 4]}"))),
+    ],
+    "interleaved": [
+        pieces(first(0, "a", "get_sum"), first(1, "b", "get_sum")),
+        pieces(piece(1, '{"numbers": '), piece(0, '{"numbers": [')),
+        *(pieces(piece(0, "1, 2]}")), pieces(piece(1, "[30, 4]}"))),
+    ],
+    "from index 1": [pieces(first(1, **A)), pieces(first(2, **B))],
+    "whole": [pieces(first(0, **A), first(1, **B))],
+    "whole, index 0 twice": [pieces(first(0, **A)), pieces(first(0, **B))],
+    "whole, without index": [pieces(first(None, **A), first(None, **B))],
+    "in pieces, without index": [
+        *(pieces(first(None, "a", "get_sum")), pieces(first(None, "", ""))),
+        pieces({"function": {"arguments": '{"numbers": [1, 2]}'}}),
+        *(pieces(first(None, "b", "get_sum")),),
+        pieces({"id": "b", "function": {"arguments": '{"numbers": [30, 4]}'}}),
+    ],
+    "empty strings, and null": [
+        pieces(first(0, "a", "get_sum", None), first(1, "b", "get_sum", "")),
+        pieces(first(0, "", "", '{"numbers": [1,'), first(1, None, None, None)),
+        pieces(first(0, None, None, " 2]}"), {"index": 1, "function": None}),
+        pieces({"index": 0}, first(1, "", "", '{"numbers": [30, 4]}')),
+    ],
+    "id and name in every piece": [
+        pieces(first(0, "a", "get_sum", '{"numbers": ')),
+        pieces(first(0, "a", "get_sum", "[1, 2]}"), first(1, **B)),
+    ],
+    "name after arguments": [
+        pieces(first(0, "a", None, '{"numbers": '), first(1, **B)),
+        pieces(first(0, "a", "get_sum", "[1, 2]}")),
+    ],
+}
+"""Two calls, as the official API and others stream them."""
+
+
+@pytest.mark.parametrize("end", ["tool_calls", "stop"])
+@pytest.mark.parametrize("name", STREAMED_CALLS)
+def test_pieces_become_the_same_two_calls(client, upstream, name, end):
+    calls = stream(ROLE, *STREAMED_CALLS[name], chunk({}, end), DONE)
+    upstream.answer = in_turn(upstream, calls, stream(*HELLO))
+    events = events_of(client.get(PATH).data)
+    assert events == [
+        ("tool", flat(SUM)),
+        ("result", {"tool_call_id": "a", "content": "3"}),
+        ("tool", flat(OTHER)),
+        ("result", {"tool_call_id": "b", "content": "34"}),
+        ("text", "Hello"),
+        ("done", "[DONE]"),
+    ]
+    assert upstream.requests[1].json["messages"][1] == {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [SUM, OTHER],
+    }
+
+
+def test_what_a_model_adds_to_a_call_goes_back_to_it(client, upstream):
+    calls = stream(pieces(first(0, **A) | SIGNED), *END)
+    upstream.answer = in_turn(upstream, calls, stream(*HELLO))
+    assert events_of(client.get(PATH).data)[-1] == ("done", "[DONE]")
+    sent = upstream.requests[1].json["messages"][1]
+    assert sent["tool_calls"] == [SUM | SIGNED]
+
+
+def test_a_call_without_an_id_gets_one(client, upstream):
+    calls = [first(index, None, "get_sum", "[]") for index in (0, 1)]
+    calls = stream(pieces(*calls), *END)
+    upstream.answer = in_turn(upstream, calls, stream(*HELLO))
+    assert events_of(client.get(PATH).data)[-1] == ("done", "[DONE]")
+    _, message, *results = upstream.requests[1].json["messages"]
+    ids = [call["id"] for call in message["tool_calls"]]
+    assert ids == ["call_0", "call_1"]
+    assert [result["tool_call_id"] for result in results] == ids
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        {"reasoning": "Hm."},
+        {"reasoning_content": "Hm."},
+        {"reasoning": "Hm.", "reasoning_content": "Hm."},
+        {"reasoning": "Hm.", "reasoning_content": None, "content": ""},
+    ],
+)
+def test_reasoning_has_two_names(client, upstream, thought):
+    upstream.answer = stream(chunk(thought), *HELLO)
+    assert events_of(client.get(PATH).data) == [
+        ("thinking", "Hm."),
+        ("text", "Hello"),
+        ("done", "[DONE]"),
+    ]
+
+
+def test_asks_at_most_five_times(client, upstream):
+    upstream.answer = stream(pieces(first(0, **A)), *END)
+    *events, last = events_of(client.get(PATH).data)
+    assert [kind for kind, _ in events] == ["tool", "result"] * 5
+    assert last == ("failed", {"error": "No answer after 5 rounds."})
+    assert len(upstream.requests) == 5
+
+
+# The tools
+
+
+def test_the_time_is_the_one_in_the_time_zone(monkeypatch):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, zone):
+            noon = datetime(2026, 11, 21, 12, 5, tzinfo=ZoneInfo("UTC"))
+            return noon.astimezone(zone)
+
+    monkeypatch.setattr(agent, "datetime", Clock)
+    for zone, expected in {
+        "Asia/Tokyo": "21:05",
+        "America/New_York": "07:05",
+        "Asia/Kolkata": "17:35",
+    }.items():
+        arguments = json.dumps({"time_zone": zone})
+        assert agent.run("get_time", arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error"),
+    [
+        ("get_sum", '{"numbers": [1', "JSONDecodeError("),
+        ("get_sum", "[" * 100_000, "RecursionError("),
+        ("get_sum", "[1, 2]", "TypeError("),
+        ("get_sum", "null", "TypeError("),
+        ("get_sum", "", "TypeError("),
+        ("get_sum", '{"values": [1]}', "TypeError("),
+        ("get_sum", '{"numbers": ["1"]}', "TypeError("),
+        ("get_time", '{"time_zone": "Atlantis"}', "ZoneInfoNotFoundError("),
+        ("get_time", '{"time_zone": "../../etc/passwd"}', "ValueError("),
+        ("get_time", '{"time_zone": 5}', "TypeError("),
+        ("get_weather", "{}", "KeyError('get_weather')"),
+        ("", "{}", "KeyError('')"),
+    ],
+)
+def test_an_error_goes_back_to_the_model(
+    client, upstream, name, arguments, error
+):
+    calls = stream(pieces(first(0, "a", name, arguments)), *END)
+    upstream.answer = in_turn(upstream, calls, stream(*HELLO))
+    tool, result, *rest = events_of(client.get(PATH).data)
+    call = {"id": "a", "name": name, "arguments": arguments}
+    assert tool == ("tool", call)
+    content = result[1]["content"]
+    assert content.startswith(f"Error: {error}")
+    assert upstream.requests[1].json["messages"][-1] == {
+        "role": "tool",
+        "tool_call_id": "a",
+        "content": content,
+    }
+    assert rest == [("text", "Hello"), ("done", "[DONE]")]
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("name", FAULT_OF_EACH_KIND)
+def test_a_fault_is_the_last_event_in_any_round(client, upstream, name):
+    answer, sentence, _ = FAULTS[name]
+    upstream.answer = answer
+    failed = ("failed", {"error": sentence})
+    assert events_of(client.get(PATH).data)[-1] == failed
+    calls = stream(pieces(first(0, **A)), *END)
+    upstream.answer = lambda connection: (
+        calls if len(upstream.requests) == 2 else answer
+    )(connection)
+    tool, result, *_, last = events_of(client.get(PATH).data)
+    assert (tool[0], result[0], last) == ("tool", "result", failed)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"tool_calls": 5},
+        {"tool_calls": ["get_sum"]},
+        {"tool_calls": [None]},
+        {"tool_calls": [first([], **A)]},
+        {"tool_calls": [{"index": 0, "function": "get_sum"}]},
+        {"tool_calls": [piece(0, 5)]},
+        {"tool_calls": [piece(0, {"numbers": []})]},
+        {"reasoning": 5},
+        {"reasoning": ["Hm."]},
+    ],
+)
+def test_a_bad_delta_is_the_last_event(client, upstream, bad):
+    upstream.answer = stream(delta("Hello"), chunk(bad), *END)
+    assert events_of(client.get(PATH).data) == [
+        ("text", "Hello"),
+        ("failed", {"error": BROKEN_EVENT}),
+    ]
+
+
+def test_comments_are_sent_while_the_model_thinks(
+    client, upstream, monkeypatch
+):
+    monkeypatch.setattr(agent, "NOTICE_SECONDS", 0.01)
+    upstream.answer = stream(delta("One"), PAUSE, FINISH, DONE)
+    with client.get(PATH) as response:
+        chunks = iter(response.response)
+        read_until(chunks, b"One\n\n")
+        assert [next(chunks) for _ in range(3)] == [b":\n"] * 3
+        upstream.go_on()
+        assert spoken(b"".join(chunks)) == FINISHED
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [stream(end="silent"), stream(delta("Hello"), end="silent")],
+    ids=["after headers", "in mid-answer"],
+)
+def test_a_disconnect_in_a_later_round_closes_the_connection(
+    online, upstream, silent
+):
+    calls = stream(pieces(first(0, **A)), *END)
+    upstream.answer = in_turn(upstream, calls, silent)
+    client = online.get(PATH)
+    read_until(client.chunks(), b"event: result")
+    wait_until(lambda: len(upstream.requests) == 2)
+    connection = upstream.connections[-1]
+    assert not connection.left.is_set()
+    client.close()
+    closed_at = time.monotonic()
+    wait_until(connection.left.is_set)
+    assert connection.left_at - closed_at < NOTICE_SECONDS
+
+
+# What is refused, and costs nothing
+
+
+@pytest.mark.parametrize("last", ["", "0", "1"])
+def test_a_reconnect_gets_204_and_asks_nothing(client, upstream, last):
+    response = client.get(PATH, headers={"Last-Event-ID": last})
+    assert (response.status_code, response.data) == (204, b"")
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("query", ["", "?question=", "?question=" + "x" * 4001])
+def test_a_question_of_another_length_is_refused(client, upstream, query):
+    response = client.get(f"/stream/agent{query}")
+    assert response.status_code == 400
+    assert response.json == {
+        "error": "question must be text of 1 to 4000 characters."
+    }
+    assert upstream.requests == []
+
+
+# The offline model
+
+
+def test_the_offline_model_thinks_calls_two_tools_and_answers(offline):
+    question = "What%20time%20is%20it%20in%20Asia/Tokyo?%20And%20the%20sum%20of"
+    with offline.get(f"/stream/agent?question={question}%201,2") as client:
+        events = events_of(client.read())
+    kinds = [kind for kind, _ in events]
+    thoughts, words = kinds.count("thinking"), kinds.count("text")
+    assert kinds == (
+        ["thinking"] * thoughts
+        + ["tool", "result"] * 2
+        + ["text"] * words
+        + ["done"]
+    )
+    assert min(thoughts, words) > 4
+    calls = [data for kind, data in events if kind == "tool"]
+    assert [(call["name"], call["arguments"]) for call in calls] == [
+        ("get_time", '{"time_zone": "Asia/Tokyo"}'),
+        ("get_sum", '{"numbers": [1, 2]}'),
+    ]
+    answer = "".join(data for kind, data in events if kind == "text")
+    time_there, total = [
+        data["content"] for kind, data in events if kind == "result"
+    ]
+    assert answer == (
+        f"get_time returned {time_there}. get_sum returned {total}."
+    )
+
+
+# The page
+
+
+@one_server
+def test_page_shows_thoughts_calls_and_the_answer(online, upstream, page):
+    calls = [
+        chunk({"reasoning": "Add"}),
+        chunk({"reasoning": " <b>them</b>"}),
+        pieces(first(0, **A), first(1, "b", "get_time", "<i>")),
+    ]
+    upstream.answer = in_turn(
+        upstream,
+        stream(*calls, *END),
+        stream(delta("It"), delta(" is"), *HELLO),
+    )
+    page.goto(f"{online.url}/demos/agent")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#state")).to_have_text("closed")
+    shown = page.locator("#log p").all_text_contents()
+    thought, total, failure, answer = shown
+    assert thought == "Add <b>them</b>"
+    assert total == 'get_sum({"numbers": [1, 2]}) → 3'
+    assert failure.startswith("get_time(<i>) → Error: JSONDecodeError(")
+    assert answer == "It isHello"
+
+
+@one_server
+def test_page_shows_the_reason_for_a_failure(online, page):
+    page.goto(f"{online.url}/demos/agent")
+    page.get_by_role("button", name="Ask").click()
+    sentence = "The language model is unreachable."
+    expect(page.locator("#log")).to_have_text(sentence)
+    expect(page.locator("#state")).to_have_text("closed")
