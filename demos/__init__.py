@@ -17,6 +17,7 @@ from demos import (
     numbers,
     post,
     prices,
+    private,
     progress,
     reconnect,
     relay,
@@ -114,6 +115,7 @@ PARTS = (
             Lesson(progress),
             Lesson(document),
             Lesson(resume),
+            Lesson(private),
         ),
     ),
 )

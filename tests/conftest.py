@@ -85,7 +85,7 @@ class Server:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("FLASK_", "OPENAI_", "REDIS_"))
+            if not name.startswith(("FLASK_", "OPENAI_", "REDIS_", "SECRET_"))
         }
         own = {"FLASK_RUN_PORT": str(self.port), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
