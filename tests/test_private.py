@@ -1,10 +1,22 @@
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import (
+    JSON,
+    Server,
+    log_in,
+    open_stream,
+    read_until,
+    wait_until,
+)
+from playwright.sync_api import Page, expect
 
 from broker import forget, newest, publish
 from demos import private
@@ -18,7 +30,7 @@ NO_RECIPIENT = "to must be text of 1 to 40 characters."
 NO_TEXT = "text must be text of 1 to 500 characters."
 NO_OBJECT = 'The body must be a JSON object, such as {"a": 1}.'
 FINAL = ("logout", "You are logged out.")
-JSON = "application/json"
+MARKUP = "<img src=x onerror=alert(1)><b>&amp;"
 
 
 class User:
@@ -299,3 +311,163 @@ def test_what_is_refused_changes_nothing(client):
 
 def test_a_logout_without_a_login_is_no_error(client):
     assert client.post("/logout").status_code == 204
+
+
+# Servers
+
+
+def post(server: Server, path: str, cookie: str, **body: str) -> int:
+    headers = {"Content_Type": JSON, "Cookie": cookie}
+    with server.post(path, json.dumps(body).encode(), **headers) as answer:
+        return answer.status
+
+
+def test_the_stream_is_exactly_these_bytes(server):
+    with open_stream(server, "private") as client:
+        assert client.header("Content-Type") == "text/event-stream"
+        assert client.header("Cache-Control") == "no-cache, no-transform"
+        assert client.header("Access-Control-Allow-Origin") is None
+        chunks = client.chunks()
+        start = read_until(chunks, b"\n\n").decode()
+        id = start.split()[2]
+        assert start == f":\nid: {id}\nevent: begin\ndata: {id}\n\n"
+        ben = log_in(server, "Ben")
+        assert post(server, "/messages", ben, to="Ada", text="Grüße\n") == 201
+        received = read_until(chunks, b"\n\n").decode()
+        id, data = received.split("\n", 1)
+        assert id.startswith("id: ")
+        assert data == 'data: {"from":"Ben","text":"Grüße\\n"}\n\n'
+
+
+@pytest.fixture
+def workers(start, redis_server) -> Iterator[tuple[Server, Callable]]:
+    """A gunicorn with two workers, and a way to choose one of them."""
+    server = start("gunicorn -w 2", REDIS_URL=redis_server.url)
+    booted = r"Booting worker with pid: (\d+)"
+    wait_until(lambda: len(server.logged(booted)) == 2)
+    pids = [int(line.rsplit(" ", 1)[1]) for line in server.logged(booted)]
+
+    @contextmanager
+    def only(worker: int) -> Iterator[None]:
+        """Let only this worker accept connections."""
+        other = pids[1 - worker]
+        os.kill(other, signal.SIGSTOP)
+        stat = Path(f"/proc/{other}/stat")
+        wait_until(lambda: stat.read_text().split()[2] == "T")
+        try:
+            yield
+        finally:
+            os.kill(other, signal.SIGCONT)
+
+    return server, only
+
+
+def test_a_logout_ends_the_streams_in_all_processes(workers):
+    server, only = workers
+    with only(0):
+        ada = log_in(server, "Ada")
+    with only(1):  # which has the same random key
+        ben = log_in(server, "Ben")
+    with ExitStack() as opened:
+
+        def listen(cookie: str) -> Iterator[Event]:
+            client = opened.enter_context(server.get(STREAM, Cookie=cookie))
+            events = parse_events(client.chunks())
+            assert next(events).event == "begin"
+            return events
+
+        streams = []
+        for worker in (0, 1):
+            with only(worker):
+                streams.append((listen(ada), listen(ben)))
+        with only(0):
+            assert post(server, "/messages", ben, to="Ada", text="Hi") == 201
+        for of_ada, _ in streams:
+            assert message(next(of_ada))[1:] == ("Ben", "Hi")
+        with only(1):
+            assert post(server, "/logout", ada) == 204
+        for of_ada, _ in streams:
+            assert is_final(of_ada)
+        for worker in (0, 1):
+            with only(worker), server.get(STREAM, Cookie=ada) as replayed:
+                assert replayed.status == 401
+        assert post(server, "/messages", ben, to="Ben", text="Still") == 201
+        for _, of_ben in streams:
+            assert message(next(of_ben))[1:] == ("Ben", "Still")
+
+
+def test_only_a_given_key_keeps_a_login_across_a_restart(start, redis_server):
+    shared = {"REDIS_URL": redis_server.url}
+    given = shared | {"SECRET_KEY": "a key for this test"}
+    for environ, status in ((shared, 401), (given, 201)):
+        one, other = (start("flask run", **environ) for _ in range(2))
+        cookie = log_in(one, "Ada")
+        assert post(other, "/messages", cookie, to="Ada", text="a") == status
+
+
+# The page
+
+
+def shown(page: Page):
+    return page.locator("#list > *")
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def log_in_as(page: Page, name: str) -> None:
+    page.get_by_label("Your name").fill(name)
+    press(page, "Log in")
+    expect(page.locator("#state")).to_have_text("open")
+
+
+def send_to(page: Page, name: str, text: str) -> None:
+    page.get_by_label("To", exact=True).fill(name)
+    page.get_by_label("Text", exact=True).fill(text)
+    press(page, "Send")
+    expect(page.locator("#note")).to_have_text(f"Sent to {name}.")
+
+
+def test_two_browsers_on_two_processes(start, redis_server, page, browser):
+    shared = {"REDIS_URL": redis_server.url, "SECRET_KEY": "shared"}
+    servers = [start("gunicorn -w 1", **shared) for _ in range(2)]
+    tab = page.context.new_page()  # a cookie is the same for all ports
+    other = browser.new_context().new_page()
+    with closing(tab), closing(other.context):
+        for one, server in ((page, 0), (tab, 1), (other, 1)):
+            one.goto(f"{servers[server].url}/demos/private")
+        log_in_as(page, "Ada")
+        press(tab, "Start")
+        expect(tab.locator("#state")).to_have_text("open")
+        log_in_as(other, "Ben")
+
+        send_to(page, "Ada", MARKUP)
+        send_to(page, "Ben", "Hello, Ben")
+        send_to(other, "Ada", "Hello, Ada")
+        expected = ["Ben: Hello, Ada", f"Ada: {MARKUP}"]
+        expect(shown(page)).to_have_text(expected)
+        expect(shown(tab)).to_have_text(expected)
+        expect(shown(other)).to_have_text(["Ada: Hello, Ben"])
+        assert page.locator("#list > * > *").count() == 0
+
+        press(page, "Log out")
+        for one in (page, tab):
+            expect(one.locator("#state")).to_have_text("closed")
+            expect(shown(one).first).to_have_text("You are logged out.")
+        expect(other.locator("#state")).to_have_text("open")
+
+        press(tab, "Start")
+        rejected = "The server rejected the stream: log in."
+        expect(tab.locator("#note")).to_have_text(rejected)
+
+
+def test_the_page_shows_why_the_server_refused(lesson_page):
+    page = lesson_page("private")
+    page.expected = "401"
+    press(page, "Send")
+    expect(page.locator("#note")).to_have_text(LOG_IN["error"])
+    page.route("**/login", lambda route: route.abort())
+    press(page, "Log in")
+    expect(page.locator("#note")).to_have_text("Failed to fetch")
+    page.problems.clear()
