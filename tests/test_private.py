@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import (
     JSON,
+    PROJECT,
     Server,
+    free_port,
     log_in,
     open_stream,
     read_until,
@@ -471,3 +475,70 @@ def test_the_page_shows_why_the_server_refused(lesson_page):
     press(page, "Log in")
     expect(page.locator("#note")).to_have_text("Failed to fetch")
     page.problems.clear()
+
+
+# The alternatives in the README
+
+
+SECTION = (PROJECT / "README.md").read_text("utf-8").split("\n## Only for")[1]
+SCRIPT = """
+const show = (text) => { document.title = `${document.title}${text};`; };
+window.ways = { listenWithHeader, listenWithTicket };
+"""
+
+
+def snippet(language: str, **replaced: str) -> str:
+    (text,) = re.findall(rf"```{language}\n(.*?)```", SECTION, re.S)[:1]
+    for host, url in replaced.items():
+        text = text.replace(f"https://{host}.example", url)
+    return text
+
+
+@pytest.fixture
+def api_and_page(start, tmp_path) -> tuple[Server, str]:
+    """The program of the README, and the URL of a page on another origin."""
+    folder, port = tmp_path / "page", free_port()
+    (tmp_path / "api").mkdir()
+    folder.mkdir()
+    shutil.copy(PROJECT / "sse.py", tmp_path / "api")
+    shutil.copy(PROJECT / "static/event-stream.js", folder)
+    origin = f"http://127.0.0.1:{port}"
+    (tmp_path / "api/app.py").write_text(snippet("python", app=origin))
+    api = start("flask run", folder=tmp_path / "api")
+    script = snippet("js", api=api.url) + SCRIPT
+    (folder / "index.html").write_text(
+        '<link rel="icon" href="data:,"><title></title>'
+        f'<script type="module">{script}</script>'
+    )
+    start(f"http.server {port} --bind 127.0.0.1", folder=folder, port=port)
+    return api, origin
+
+
+def test_a_page_of_another_origin_listens_with_a_header_or_a_ticket(
+    api_and_page, page
+):
+    api, origin = api_and_page
+    page.goto(origin)
+    page.evaluate("() => window.ways.listenWithHeader()")
+    expect(page).to_have_title("Hello, Ada;")
+    page.evaluate("() => window.ways.listenWithTicket()")
+    # It reconnects with another ticket.
+    expect(page).to_have_title(re.compile("(Hello, Ada;){3}"))
+    assert len(api.logged(r"ticket=\S{43} HTTP/1.1")) >= 2
+    assert api.logged("a-secret-token") == []
+
+
+def test_a_ticket_works_once_and_only_a_token_buys_one(api_and_page):
+    api, _ = api_and_page
+    token = {"Authorization": "Bearer a-secret-token"}
+    for headers in ({}, {"Authorization": "Bearer x"}):
+        for answer in (api.post("/tickets", **headers), api.get("/events")):
+            with answer:
+                assert answer.status == 401
+    with api.post("/tickets", **token) as answer:
+        path = f"/events?ticket={json.loads(answer.read())['ticket']}"
+    statuses = []
+    for used in (path, path, "/events?ticket=x", "/events?ticket="):
+        with api.get(used) as answer:
+            statuses.append(answer.status)
+    assert statuses == [200, 401, 401, 401]
