@@ -6,9 +6,11 @@ answers 401 before its first event. The cookie is signed: nobody can
 forge it, but whoever copies it can send it again. So the server
 keeps a record of each login, and deletes it at logout.
 
-Notice: EventSource sends no headers of yours, but it does send the
-cookie. A logout or an expired login ends every stream of that
-login, in all tabs and processes, with a final `logout` event.
+Notice: a logout or an expired login ends every stream of that login,
+in all tabs and processes, with a final `logout` event. EventSource
+sends cookies, but no Authorization header: for that, use `fetch`, or
+exchange it for a one-time ticket, as the README shows. Never put a
+token into a URL, because URLs end up in logs.
 
 Try: log in, open a second window, press Start in it, and log out:
 both streams end. Then, with `flask run --reload`, change
@@ -58,6 +60,7 @@ def log_in():
 def log_out():
     if login := session.get("login"):
         forget(f"login:{login['id']}")
+        # Now each stream of this user checks its own login.
         publish(channel_of(login["name"]), Event("", event="ended"))
     session.clear()
     return "", 204
