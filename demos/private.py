@@ -6,11 +6,11 @@ answers 401 before its first event. The cookie is signed: nobody can
 forge it, but whoever copies it can send it again. So the server
 keeps a record of each login, and deletes it at logout.
 
-Notice: a logout or an expired login ends every stream of that login,
-in all tabs and processes, with a final `logout` event. EventSource
-sends cookies, but no Authorization header: for that, use `fetch`, or
-exchange it for a one-time ticket, as the README shows. Never put a
-token into a URL, because URLs end up in logs.
+Notice: a logout or an expired login ends all streams of that login,
+in every tab and process, with a final `logout` event. EventSource
+sends cookies but no Authorization header: for that, use `fetch`, or
+a one-time ticket, as the README shows. Never put a token into a
+URL, because URLs end up in logs.
 
 Try: log in, open a second window, press Start in it, and log out:
 both streams end. Then, with `flask run --reload`, change
@@ -50,16 +50,16 @@ def log_in():
     name = json_text(json_object(MAX_BODY_BYTES), "name", 1, 40)
     # Check a password here: this lesson believes every name.
     log_out()
-    id, until = token_hex(), time.time() + LIFETIME_SECONDS
-    publish(f"login:{id}", Event(name))
-    session["login"] = {"id": id, "name": name, "until": until}
+    id, end = f"login:{token_hex()}", time.time() + LIFETIME_SECONDS
+    publish(id, Event(name))
+    session["login"] = {"id": id, "name": name, "end": end}
     return {"name": name}
 
 
 @bp.post("/logout")
 def log_out():
     if login := session.get("login"):
-        forget(f"login:{login['id']}")
+        forget(login["id"])
         # Now each stream of this user checks its own login.
         publish(channel_of(login["name"]), Event("", event="ended"))
     session.clear()
@@ -86,8 +86,7 @@ def current_login():
 
 
 def has_ended(login):
-    is_kept = newest(f"login:{login['id']}") is not None
-    return not is_kept or time.time() > login["until"]
+    return newest(login["id"]) is None or time.time() > login["end"]
 
 
 @bp.get("/stream/private")
@@ -101,7 +100,7 @@ def stream():
 
 def until_logout(events, login):
     for event in events:
-        is_due = time.time() > login["until"]
+        is_due = time.time() > login["end"]
         if event and event.event in ("ended", "reset"):
             is_due = has_ended(login)
         if is_due:

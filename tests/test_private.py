@@ -236,7 +236,7 @@ def test_a_logout_that_was_discarded_ends_the_stream_after_the_gap(store, user):
     ada.send("Ada", "seen")
     assert message(next(events))[2] == "seen"
     with ada._client.session_transaction() as session:
-        forget(f"login:{session['login']['id']}")
+        forget(session["login"]["id"])
     forget(private.channel_of("Ada"))
     publish(private.channel_of("Ada"), Event("too late"))
     received = [(event.event, event.data) for event in events]
