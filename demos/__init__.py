@@ -20,6 +20,7 @@ from demos import (
     numbers,
     post,
     prices,
+    private,
     progress,
     reconnect,
     relay,
@@ -129,6 +130,7 @@ PARTS = (
             Lesson(console),
             Lesson(document),
             Lesson(resume, also_shown=(SEND_JSON,)),
+            Lesson(private, also_shown=(SEND_JSON,)),
         ),
     ),
 )

@@ -1,6 +1,7 @@
 """Fixtures and helpers: real servers, a real browser, and a raw client."""
 
 import http.client
+import json
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from website.pages import texts
 
 PROJECT = Path(__file__).parent.parent
 SILENCE_SECONDS = 2
+JSON = "application/json"
 VIEWPORT = {"width": 1280, "height": 720}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -85,7 +87,7 @@ class Server:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("FLASK_", "OPENAI_", "REDIS_"))
+            if not name.startswith(("FLASK_", "OPENAI_", "REDIS_", "SECRET_"))
         }
         own = {"FLASK_RUN_PORT": str(self.port), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
@@ -227,15 +229,24 @@ class RedisServer:
 def open_stream(server: Server, name: str) -> Client:
     """Open the stream of a lesson, as its curl line does."""
     lesson = texts(LESSONS[name])
+    if name == "private":
+        return server.get(lesson.stream_path, Cookie=log_in(server, "Ada"))
     if lesson.stream_body is None:
         return server.get(lesson.stream_path)
     body = lesson.stream_body.encode()
-    headers = {"Content_Type": "application/json"}
-    answer = server.post(lesson.stream_path, body, **headers)
+    answer = server.post(lesson.stream_path, body, Content_Type=JSON)
     if answer.status != 202:
         return answer
     with answer:
         return server.get(answer.header("Location"))
+
+
+def log_in(server: Server, name: str) -> str:
+    """Log in to the lesson `private`, and return the cookie to send."""
+    body = json.dumps({"name": name}).encode()
+    with server.post("/login", body, Content_Type=JSON) as answer:
+        assert answer.status == 200
+        return answer.header("Set-Cookie").partition(";")[0]
 
 
 def media_type(name: str) -> str:

@@ -178,6 +178,7 @@ def test_guarded_requests_reject_foreign_pages(monkeypatch):
         ("notifications", "POST"),
         ("numbers", "POST"),
         ("post", "POST"),
+        ("private", "POST"),
     }
 
 

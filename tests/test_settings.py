@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, wait_until
 
 import background
 import language_model
@@ -108,7 +108,8 @@ REDIS_URLS = (
 
 
 def test_defaults_are_within_their_limits():
-    assert read_settings({}) == {"TRUSTED_HOSTS": []} | {
+    values = read_settings({"SECRET_KEY": "k"})
+    assert values == {"TRUSTED_HOSTS": [], "SECRET_KEY": "k"} | {
         name: default for name, (default, _, _) in SETTINGS.items()
     }
 
@@ -116,6 +117,38 @@ def test_defaults_are_within_their_limits():
 def test_reads_the_environment_as_flask_does():
     values = read_settings({"FLASK_MAX_STREAMS": "3", "MAX_STREAMS": "9"})
     assert values["MAX_STREAMS"] == 3
+
+
+def test_a_secret_key_may_have_the_name_that_flask_reads(caplog):
+    environ = {"FLASK_SECRET_KEY": "123", "SECRET_KEY": ""}
+    assert read_settings(environ)["SECRET_KEY"] == "123"
+    assert caplog.messages == []
+
+
+RANDOM_KEY = "SECRET_KEY is not set, so a random key is used."
+
+
+def test_a_missing_secret_key_is_random_and_inherited(caplog):
+    environs = {}, {}
+    keys = {read_settings(environ)["SECRET_KEY"] for environ in environs}
+    assert keys == {environ["SECRET_KEY"] for environ in environs}
+    assert [len(key) for key in keys] == [64, 64]
+    assert caplog.messages == [RANDOM_KEY] * 2
+    read_settings(environs[0])  # as a worker does
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["flask run", "flask run --reload", "gunicorn -w 2"]
+)
+def test_a_random_key_is_reported_once_and_never_shown(
+    command, start, redis_server
+):
+    server = start(command, REDIS_URL=redis_server.url)
+    if "-w" in command:
+        wait_until(lambda: len(server.logged("Booting worker")) == 2)
+    assert server.logged("SECRET_KEY") == [RANDOM_KEY]
+    assert server.logged("[0-9a-f]{32}") == []
 
 
 def refusal(name: str, value: str) -> str | None:

@@ -61,8 +61,8 @@ class Texts(NamedTuple):
 
     @property
     def stream_path(self) -> str:
-        """The path and query that the curl line requests."""
-        return re.search(r'http://[^/]+([^\s")]+)', self.curl).group(1)
+        """The path and query that the curl line requests last."""
+        return re.findall(r'http://[^/]+([^\s")]+)', self.curl)[-1]
 
     @property
     def attempt_snippets(self) -> list[str]:
@@ -71,8 +71,9 @@ class Texts(NamedTuple):
 
     @property
     def stream_body(self) -> str | None:
-        """The JSON that the curl line posts, None if it only gets."""
-        body = re.search("--json '(.+?)'", self.curl)
+        """The JSON that this request posts, None if it is a GET."""
+        last = self.curl.rpartition("--next")[2]
+        body = re.search("--json '(.+?)'", last)
         return body and body.group(1)
 
 

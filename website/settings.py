@@ -6,9 +6,11 @@ This module needs only the standard library, so `gunicorn.conf.py` can validate
 the settings before any worker starts.
 """
 
+import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from secrets import token_hex
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,9 +27,11 @@ SETTINGS = {
     "RELAY_MAX_TOKENS": (16_384, 1, 10_000_000),
 }
 
+logger = logging.getLogger(__name__)
 
-def read_settings(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return the value of each setting.
+
+def read_settings(environ: MutableMapping[str, str]) -> dict[str, Any]:
+    """Return the value of each setting, and add a missing SECRET_KEY.
 
     Raises SystemExit with one line that says what is wrong and what is allowed.
     """
@@ -50,7 +54,20 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, Any]:
             raise SystemExit(f"FLASK_{name} must be {allowed}, got {text!r}.")
     _check_upstream(environ)
     _check_redis(environ)
-    return values
+    return values | {"SECRET_KEY": _secret_key(environ)}
+
+
+def _secret_key(environ: MutableMapping[str, str]) -> str:
+    """Return the key that signs session cookies.
+
+    Without one, add a random key. gunicorn's workers and the child process of
+    `flask run --reload` inherit the environment, and so the same key.
+    """
+    given = environ.get("SECRET_KEY") or environ.get("FLASK_SECRET_KEY")
+    if not given:
+        given = environ["SECRET_KEY"] = token_hex()
+        logger.warning("SECRET_KEY is not set, so a random key is used.")
+    return given
 
 
 def _trusted_hosts(environ: Mapping[str, str]) -> list[str]:

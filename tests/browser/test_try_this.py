@@ -535,6 +535,36 @@ def test_a_reload_shows_all_or_only_the_newest(
         assert answer.text_content().startswith("A browser") == is_complete
 
 
+@tries(
+    "private",
+    "log out: both streams end",
+    "change `time.time() + LIFETIME_SECONDS` to `time.time() + 5`",
+    "Within 20 seconds, the login expires",
+)
+def test_a_logout_and_an_expired_login_end_the_streams(
+    reloading, reloading_page
+):
+    page = reloading_page("private")
+    press(page, "Log in")
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="Open a second window").click()
+    popup.value.wait_for_load_state()
+    press(popup.value, "Start")
+    windows = (page, popup.value)
+    for window in windows:
+        expect(state(window)).to_have_text("open")
+    press(page, "Log out")
+    for window in windows:
+        expect(state(window)).to_have_text("closed")
+    reloading.change(
+        "private", "time.time() + LIFETIME_SECONDS", "time.time() + 5"
+    )
+    press(page, "Log in")
+    expect(state(page)).to_have_text("open")
+    expect(page.locator("#list > *")).to_have_text(["You are logged out."])
+    expect(state(page)).to_have_text("closed")
+
+
 @tries("before_sse", "events to every 0.1 s", "A poll returns twenty of them")
 def test_rare_polls_are_late_and_frequent_polls_are_empty(lesson_page):
     page = lesson_page("before_sse")
