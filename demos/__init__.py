@@ -7,6 +7,7 @@ from demos import (
     batch,
     before_sse,
     chat,
+    client,
     clock,
     completion,
     document,
@@ -84,6 +85,7 @@ PARTS = (
                 six_connections,
                 also_shown=("demos/clock.py", "nginx.conf"),
             ),
+            Lesson(client, also_shown=("demos/numbers.py",)),
         ),
     ),
     Part(
