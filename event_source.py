@@ -3,10 +3,9 @@
     for event in EventSource("http://127.0.0.1:5000/real-time-updates"):
         print(event.event, event.data)
 
-EventSource reconnects and resumes like a browser's. `parse_events` only parses,
-and accepts bytes from anywhere. A line ends with CRLF, LF or CR, even where
-that is split between two chunks. U+2028 and other separators that Python
-recognizes do not end a line. `python -m event_source URL` prints a stream.
+EventSource reconnects like a browser. `python -m event_source URL` prints a
+stream. `parse_events` only parses. A line ends with CRLF, LF or CR, even split
+between two chunks, but not with the other separators that Python recognizes.
 
 Copy this file anywhere; it needs requests.
 Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -52,9 +51,9 @@ def parse_events(
 ) -> Iterator[ReceivedEvent]:
     """Yield the events of a stream that arrives in chunks of any size.
 
-    Yields each event as soon as its blank line arrives. Raises EventTooLarge
-    if the data of an event, or a line, is longer than `max_bytes`. Updates the
-    `last_event_id` and `retry` of `source`, even when there is no event.
+    Yields each event as soon as its blank line arrives. Sets `last_event_id`
+    and `retry` of `source`, even without an event. Raises EventTooLarge if the
+    data of an event, or a line, is longer than `max_bytes`.
     """
     source = source or SimpleNamespace(last_event_id="")
     data, size, event_type, id, retry = [], 0, "", source.last_event_id, None
