@@ -96,7 +96,7 @@ def test_a_disconnect_wakes_a_reader_that_waits(client):
         response = client.get(PATH, environ_overrides=environ)
         read_until(response.iter_encoded(), first)
         response.close()
-        wait_until(own.connections[0].left.is_set, SILENCE_SECONDS / 2)
+        wait_until(own.connections[0].disconnected.is_set, SILENCE_SECONDS / 2)
     (request,) = own.requests
     assert request.path == "/real-time-updates?interval=0.05"
 

@@ -591,7 +591,7 @@ def test_close_during_a_read_drops_the_events_that_have_arrived(
 
     monkeypatch.setattr(source.response.raw, "read1", read1)
     assert texts(source) == ["a"]
-    wait_until(upstream.connections[0].left.is_set)
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 # python -m event_source
