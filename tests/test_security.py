@@ -35,6 +35,7 @@ def test_a_page_allows_only_its_own_inline_scripts(client):
     for path, count in {
         "/": 0,
         "/cheatsheet": 0,
+        "/faq": 0,
         "/demos/hello": 1,
         "/stream/html": 1,
         "/stream/hello": 0,

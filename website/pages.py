@@ -1,4 +1,4 @@
-"""The pages: the catalogue, the cheat sheet, and one page for each lesson."""
+"""The pages: the catalogue, the cheat sheet, the FAQ, and the lessons."""
 
 import re
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException
 
 from demos import LESSONS, PARTS, Lesson
 from website.code import code, definitions, line_of, prose, read
+from website.faq import answers
 from website.lines import show_lines
 from website.pictures import comparison, part_picture
 from website.security import content_security_policy
@@ -108,6 +109,11 @@ def catalogue():
 @bp.get("/cheatsheet")
 def cheatsheet():
     return render_template("cheatsheet.html")
+
+
+@bp.get("/faq")
+def faq():
+    return render_template("faq.html", answers=answers())
 
 
 @bp.get("/demos/<name>")

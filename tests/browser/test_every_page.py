@@ -201,7 +201,7 @@ def test_the_arrow_keys_in_a_field_open_no_other_lesson(lesson_page):
     assert page.url.endswith("/demos/clock")
 
 
-@pytest.mark.parametrize("path", ["/", "/cheatsheet"])
+@pytest.mark.parametrize("path", ["/", "/cheatsheet", "/faq"])
 def test_other_pages_fit_a_phone(page, site, path):
     page.goto(f"{site.url}{path}")
     assert fits_a_phone(page)
