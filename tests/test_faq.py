@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 
 import npm
 import pytest
@@ -149,15 +150,17 @@ def htmx(tmp_path_factory):
 def open_htmx(page, site, htmx):
     """Return a function that opens the page of the answer about htmx."""
     body = HTMX_PAGE + code("htmx")
-    files = {"htmx.js": htmx / "htmx.js", "hx-sse.js": htmx / "ext/hx-sse.js"}
-    for name, path in files.items():
-        page.route(
-            f"**/static/{name}", lambda one, path=path: one.fulfill(path=path)
-        )
     page.route(
-        "**/htmx", lambda one: one.fulfill(body=body, content_type="text/html")
+        "**/htmx",
+        lambda route: route.fulfill(body=body, content_type="text/html"),
     )
+    for folder, name in (htmx, "htmx.js"), (htmx / "ext", "hx-sse.js"):
+        page.route(f"**/static/{name}", partial(serve, folder / name))
     return lambda: page.goto(f"{site.url}/htmx")
+
+
+def serve(path, route):
+    route.fulfill(path=path)
 
 
 def test_htmx_shows_the_events_of_a_stream(page, open_htmx):
@@ -169,7 +172,9 @@ def test_htmx_stops_at_the_event_that_ends_the_stream(page, open_htmx):
     stream = "data: <b>Hello</b>\n\nevent: done\ndata:\n\n"
     page.route(
         "**/sse",
-        lambda one: one.fulfill(body=stream, content_type="text/event-stream"),
+        lambda route: route.fulfill(
+            body=stream, content_type="text/event-stream"
+        ),
     )
     open_htmx()
     expect(page).to_have_title("closed by a message")
