@@ -54,6 +54,7 @@ def get_sum(numbers):
 
 
 FUNCTIONS = {"get_time": get_time, "get_sum": get_sum}
+# What each function takes, as JSON Schema: the model reads it.
 TIME = {"time_zone": {"type": "string"}}
 SUM = {"numbers": {"type": "array", "items": {"type": "number"}}}
 TOOLS = [tool("get_time", TIME), tool("get_sum", SUM)]
@@ -99,6 +100,7 @@ def read(answer):
                 message[field] = (message.get(field) or "") + text
                 kind = "text" if field == "content" else "thinking"
                 yield Event(text, event=kind, id=1)
+        # Each piece brings more arguments for the call with its index.
         for index, call, arguments in delta["tool_calls"]:
             call = calls.setdefault(index, call)
             call["function"]["arguments"] += arguments

@@ -21,7 +21,7 @@ BUDGETS = {
     "broker": 250,
     "redis_broker": 260,
     "background": 210,
-    "language_model": 140,
+    "language_model": 170,
     "growing_markdown": 270,
     "gunicorn.conf": 60,
     "streaming_worker": 120,
