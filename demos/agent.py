@@ -100,7 +100,7 @@ def read(answer):
                 message[field] = (message.get(field) or "") + text
                 kind = "text" if field == "content" else "thinking"
                 yield Event(text, event=kind, id=1)
-        # Each piece brings more arguments for the call with its index.
+        # The index says which call the arguments belong to.
         for index, call, arguments in delta["tool_calls"]:
             call = calls.setdefault(index, call)
             call["function"]["arguments"] += arguments

@@ -29,10 +29,10 @@ BUDGETS = {
 COPIES = {
     "clock": 355,
     "notifications": 600,
-    "completion": 690,
-    "chat": 680,
+    "completion": 710,
+    "chat": 710,
     "progress": 820,
-    "resume": 1140,
+    "resume": 1170,
 }
 """The maximum total length of a lesson and the parts that it needs."""
 
