@@ -33,13 +33,15 @@ def test_the_first_example_streams(tmp_path, start):
 
 def test_two_commands_set_everything_up():
     venv = "python3 -m venv .venv"
-    install = ".venv/bin/pip install -q -r requirements.txt"
-    run, test = blocks("")[:2]
-    assert run == f"{venv} && {install} && .venv/bin/flask run\n"
-    assert test == f"{venv} && {install} && .venv/bin/pytest\n"
-    assert "\"$(grep -m 1 '/pytest$' README.md)\"" in (
-        PROJECT / ".ci" / "run"
-    ).read_text("utf-8")
+    install = ".venv/bin/pip install -q -r"
+    run, test = [
+        f"{venv} && {install} requirements.txt && .venv/bin/flask run\n",
+        f"{venv} && {install} requirements-dev.txt && .venv/bin/pytest\n",
+    ]
+    assert blocks("")[:2] == [run, test]
+    ci = (PROJECT / ".ci" / "run").read_text("utf-8")
+    assert "\"$(grep -m 1 '/flask run$' README.md)\"" in ci
+    assert "\"$(grep -m 1 '/pytest$' README.md)\"" in ci
 
 
 @pytest.mark.parametrize(
