@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import NAMES, PROJECT, Client, need
@@ -42,6 +43,17 @@ def test_two_commands_set_everything_up():
     ci = (PROJECT / ".ci" / "run").read_text("utf-8")
     assert "\"$(grep -m 1 '/flask run$' README.md)\"" in ci
     assert "\"$(grep -m 1 '/pytest$' README.md)\"" in ci
+
+
+def test_the_commands_in_contributing_work(start):
+    contributing = (PROJECT / "CONTRIBUTING.md").read_text("utf-8")
+    test, run = re.findall(r"^```\n\.venv/bin/(.*)\n```\n", contributing, re.M)
+    command = [sys.executable, "-m", *test.split()]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert " 1 passed, " in done.stdout, done.stdout
+    path = re.search(r"<http://127.0.0.1:5000(.*?)>", contributing)[1]
+    with start(run).get(path) as page:
+        assert page.status == 200
 
 
 @pytest.mark.parametrize(
