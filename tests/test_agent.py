@@ -195,10 +195,6 @@ STREAMED_CALLS = {
         pieces(first(0, "a", "get_sum", '{"numbers": ')),
         pieces(first(0, "a", "get_sum", "[1, 2]}"), first(1, **B)),
     ],
-    "name after arguments": [
-        pieces(first(0, "a", None, '{"numbers": '), first(1, **B)),
-        pieces(first(0, "a", "get_sum", "[1, 2]}")),
-    ],
 }
 """Two calls, as the official API and others stream them."""
 
