@@ -1,4 +1,25 @@
-"""Fixtures and helpers: real servers, a real browser, and a raw client."""
+"""Fixtures and helpers: real servers, a real browser, and a raw client.
+
+For a test that copies into another project, see test_example.py. Most tests
+here take one of these fixtures, the most used first:
+
+    client        Flask's test client: `client.get("/poll")`
+    upstream      a language model's API, which answers as the test says
+    lesson_page   `lesson_page("clock")` opens that lesson's page in Chromium
+    store         runs the test twice: with channels in memory and in Redis
+    server        runs it twice: the app under `flask run` and under gunicorn
+    start         `start("flask run", FLASK_MAX_STREAMS="2")` starts a server
+    page, site    an empty page in Chromium, and a server for it to open
+    online        the app in a process of its own, which asks `upstream`
+    redis_server  a Redis server, which the tests share
+
+`server.get(path)` returns a Client, which reads a stream as it arrives:
+
+    with server.get("/sse") as client:
+        event = next(parse_events(client.chunks()))
+
+With `wait_until`, wait for something that you can observe. Never sleep.
+"""
 
 import http.client
 import json

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -75,6 +77,25 @@ def test_a_copied_lesson_streams_and_its_page_runs(copied, page):
     ) as streaming:
         page.locator("#start, #form > button").first.click()
     assert streaming.value.status == 200
+
+
+def test_the_example_of_a_test_passes_next_to_the_lesson_it_tests(tmp_path):
+    (tmp_path / "demos").mkdir()
+    files = [f"{part}.py" for part in parts_of("clock")]
+    for path in ("tests/test_example.py", "demos/clock.py", *files):
+        shutil.copy(PROJECT / path, tmp_path / path.removeprefix("tests/"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "\n3 passed in " in done.stdout, done.stdout
+
+
+def test_the_readme_shows_the_example_of_a_test():
+    example = (PROJECT / "tests" / "test_example.py").read_text("utf-8")
+    assert f"```python\n{example}```\n" in README
 
 
 def test_the_readme_names_the_parts_that_each_part_needs():

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from itertools import product
 
 import pytest
@@ -123,6 +124,53 @@ def test_only_the_serving_files_mention_gevent():
         path.name for path in code if "gevent" in path.read_text("utf-8")
     }
     assert mentions <= {"gunicorn.conf.py", "streaming_worker.py"}
+
+
+PINNED = re.compile(r"([\w-]+)(\[\w+\])?==\d[\w.]* +# .+")
+
+
+def pinned(path: str) -> list[str]:
+    """Return the packages of a requirements file: all pinned, with a reason."""
+    lines = (PROJECT / path).read_text("utf-8").splitlines()
+    lines = [line for line in lines if line and line[0] not in "#-"]
+    return [PINNED.fullmatch(line)[1] for line in lines]
+
+
+def packages(*folders: str) -> set[str]:
+    """Return the packages that the Python files in these folders import."""
+    files = [path for one in folders for path in PROJECT.glob(f"{one}/*.py")]
+    names = {
+        name.partition(".")[0] for name in set().union(*map(imports, files))
+    }
+    installed = packages_distributions()
+    return {one.lower() for name in names for one in installed.get(name, ())}
+
+
+def with_their_own(names: list[str]) -> set[str]:
+    """Return these packages and those that they always install."""
+    found, todo = set(), list(names)
+    while todo:
+        if (name := todo.pop().lower()) not in found:
+            found.add(name)
+            always = (one for one in requires(name) or () if ";" not in one)
+            todo += (re.match(r"[\w.-]+", one)[0] for one in always)
+    return found
+
+
+def test_requirements_name_what_it_takes_to_run_and_no_more():
+    run = pinned("requirements.txt")
+    imported = packages(".", "demos", "website")
+    assert imported <= with_their_own(run)
+    assert set(run) <= imported
+
+
+def test_requirements_dev_adds_what_tests_and_benchmarks_need():
+    dev = (PROJECT / "requirements-dev.txt").read_text("utf-8")
+    assert "\n-r requirements.txt\n" in dev
+    run, more = pinned("requirements.txt"), pinned("requirements-dev.txt")
+    assert not set(run) & set(more)
+    used = packages("tests", "tests/browser", "benchmarks", "benchmarks/peers")
+    assert used <= with_their_own(run + more)
 
 
 def is_costly(name: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import NAMES, PROJECT, Client, need
@@ -33,13 +34,26 @@ def test_the_first_example_streams(tmp_path, start):
 
 def test_two_commands_set_everything_up():
     venv = "python3 -m venv .venv"
-    install = ".venv/bin/pip install -q -r requirements.txt"
-    run, test = blocks("")[:2]
-    assert run == f"{venv} && {install} && .venv/bin/flask run\n"
-    assert test == f"{venv} && {install} && .venv/bin/pytest\n"
-    assert "\"$(grep -m 1 '/pytest$' README.md)\"" in (
-        PROJECT / ".ci" / "run"
-    ).read_text("utf-8")
+    install = ".venv/bin/pip install -q -r"
+    run, test = [
+        f"{venv} && {install} requirements.txt && .venv/bin/flask run\n",
+        f"{venv} && {install} requirements-dev.txt && .venv/bin/pytest\n",
+    ]
+    assert blocks("")[:2] == [run, test]
+    ci = (PROJECT / ".ci" / "run").read_text("utf-8")
+    assert "\"$(grep -m 1 '/flask run$' README.md)\"" in ci
+    assert "\"$(grep -m 1 '/pytest$' README.md)\"" in ci
+
+
+def test_the_commands_in_contributing_work(start):
+    contributing = (PROJECT / "CONTRIBUTING.md").read_text("utf-8")
+    test, run = re.findall(r"^```\n\.venv/bin/(.*)\n```\n", contributing, re.M)
+    command = [sys.executable, "-m", *test.split()]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert " 1 passed, " in done.stdout, done.stdout
+    path = re.search(r"<http://127.0.0.1:5000(.*?)>", contributing)[1]
+    with start(run).get(path) as page:
+        assert page.status == 200
 
 
 @pytest.mark.parametrize(
