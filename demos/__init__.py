@@ -37,6 +37,7 @@ class Lesson(NamedTuple):
     long_views: views that keep a connection open, to be limited.
     free_offline: costs money unless the offline model answers. Then
         pages of other sites may use it, too.
+    uses: other lessons whose views its page requests.
     also_shown: more files that its page shows.
     inline_scripts: scripts in its stream, to be allowed to run.
     wire_beside: its page shows the bytes beside the result.
@@ -45,6 +46,7 @@ class Lesson(NamedTuple):
     module: ModuleType
     long_views: tuple[str, ...] = ("stream",)
     free_offline: bool = False
+    uses: tuple[str, ...] = ()
     also_shown: tuple[str, ...] = ()
     inline_scripts: tuple[str, ...] = ()
     wire_beside: bool = False
@@ -90,6 +92,7 @@ PARTS = (
             Lesson(reconnect, wire_beside=True),
             Lesson(
                 six_connections,
+                uses=("clock",),
                 also_shown=("demos/clock.py", "nginx.conf"),
             ),
             Lesson(client, also_shown=("demos/numbers.py",)),

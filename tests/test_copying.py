@@ -1,80 +1,90 @@
 """Copied files work in another app, as the README promises."""
 
 import re
-import shutil
+import subprocess
+import sys
+import zipfile
 from contextlib import closing
+from importlib.metadata import distribution
+from io import BytesIO
 
 import pytest
-from conftest import NAMES, PROJECT, Server, media_type, open_stream
+from conftest import NAMES, PROJECT, Server, media_type, open_stream, wait_until
 from parts import PARTS, needed
-from upstream import ROLE, Upstream, delta, stream
+from upstream import DONE, FINISH, ROLE, Upstream, delta, stream
 
 from demos import LESSONS
+from website.take import app_files, imported, lesson_files
 
 README = (PROJECT / "README.md").read_text("utf-8")
-APP = """\
-from flask import Flask, send_from_directory
-from demos.{name} import bp
-app = Flask(__name__)
-app.register_blueprint(bp)
-app.add_url_rule("/", view_func=lambda: send_from_directory(".", "page.html"))
-"""
-BESIDE = {"six_connections": "clock", "client": "numbers"}
-"""Lessons whose page reads the stream of another one."""
+LINES = "one\n\n  two"
+"""Text whose line breaks and spaces a page must show."""
 
-MORE = """\
-from demos import {beside}
-app.register_blueprint({beside}.bp)
-"""
-PAGE = """\
-<!doctype html>
-<link rel="icon" href="data:,">
-"""
-
-
-def parts_of(name: str) -> list[str]:
-    return needed(PROJECT / "demos" / f"{name}.py")
+SHOWN = {
+    "document": LINES,
+    "markdown": "one\n\ntwo",  # two paragraphs
+    "numbers": r"id 2: \d+\nid 1: \d+\n",
+    "post": r"\nmember: .+\n",
+}
+"""What a page shows, as a pattern, unless its text comes from the upstream."""
+UNKNOWN = f"There is no lesson 'nope'. There are {', '.join(NAMES)}."
 
 
 @pytest.fixture
-def copied(request, tmp_path):
-    """A lesson and its parts in an empty folder, with a minimal app."""
+def copied(request, client, tmp_path):
+    """The download of a lesson, unpacked in an empty folder and started."""
     name = request.param
-    (tmp_path / "demos").mkdir()
-    (tmp_path / "static").mkdir()
-    beside = BESIDE.get(name)
-    lessons = [name, beside] if beside else [name]
-    parts = {part for lesson in lessons for part in parts_of(lesson)}
-    paths = [f"{part}.py" for part in parts]
-    paths += [f"demos/{lesson}.py" for lesson in lessons]
-    also = LESSONS[name].also_shown
-    paths += [path for path in also if path.startswith("static/")]
-    for path in paths:
-        shutil.copy(PROJECT / path, tmp_path / path)
-    more = MORE.format(beside=beside) if beside else ""
-    (tmp_path / "app.py").write_text(APP.format(name=name) + more)
-    live = (PROJECT / "templates" / f"{name}.html").read_text("utf-8")
-    (tmp_path / "page.html").write_text(PAGE + live, "utf-8")
-    with Upstream(stream(ROLE, delta("Hello"), end="silent")) as upstream:
+    data = BytesIO(client.get(f"/demos/{name}.zip").data)
+    zipfile.ZipFile(data).extractall(tmp_path)
+    with Upstream(stream(ROLE, delta(LINES), FINISH, DONE)) as upstream:
         server = Server(
-            "flask run", folder=tmp_path, OPENAI_BASE_URL=upstream.url
+            "flask run", folder=tmp_path / name, OPENAI_BASE_URL=upstream.url
         )
         yield name, server
         server.stop()
 
 
+def shown(page) -> str:
+    return "\n".join(frame.inner_text("body") for frame in page.frames)
+
+
+def is_stream(name: str):
+    return lambda one: one.headers.get("content-type") == media_type(name)
+
+
 @pytest.mark.parametrize("copied", NAMES, indirect=True)
-def test_a_copied_lesson_streams_and_its_page_runs(copied, page):
+def test_a_download_runs_and_its_page_shows_the_stream(copied, page):
     name, server = copied
     with closing(open_stream(server, name)) as client:
         assert client.header("Content-Type") == media_type(name)
         assert next(client.chunks())
     page.goto(f"{server.url}/")
-    with page.expect_response(
-        lambda one: one.headers.get("content-type") == media_type(name)
-    ) as streaming:
+    before = shown(page)
+    with page.expect_response(is_stream(name)) as streaming:
         page.locator("#start, #form > button").first.click()
     assert streaming.value.status == 200
+    for text in page.locator("textarea").all():
+        text.fill(LINES)
+    for send in page.locator("#compose > button, #edit > button").all():
+        send.click()
+    wait_until(lambda: shown(page) != before)
+    asks_model = "language_model.py" in lesson_files(name)
+    expected = SHOWN.get(name, LINES if asks_model else "")
+    wait_until(lambda: re.search(expected, shown(page)))
+
+
+def test_a_download_is_the_same_each_time(client):
+    first, second = (client.get("/demos/numbers.zip") for _ in range(2))
+    assert first.data == second.data
+    assert first.mimetype == "application/zip"
+    disposition = "attachment; filename=numbers.zip"
+    assert first.headers["Content-Disposition"] == disposition
+
+
+def test_an_unknown_download_is_a_404(client):
+    response = client.get("/demos/nope.zip")
+    assert response.status_code == 404
+    assert response.json["error"] == UNKNOWN
 
 
 def test_the_readme_names_the_parts_that_each_part_needs():
