@@ -13,10 +13,16 @@ from conftest import NAMES, PROJECT, Server, media_type, open_stream, wait_until
 from parts import PARTS, needed
 from upstream import DONE, FINISH, ROLE, Upstream, delta, stream
 
-from demos import LESSONS
-from website.take import app_files, imported, lesson_files
+from website.take import (
+    app_files,
+    imported,
+    lesson_files,
+    packages,
+    requirements,
+)
 
 README = (PROJECT / "README.md").read_text("utf-8")
+PINS = (PROJECT / "requirements.txt").read_text("utf-8")
 LINES = "one\n\n  two"
 """Text whose line breaks and spaces a page must show."""
 
@@ -24,7 +30,7 @@ SHOWN = {
     "document": LINES,
     "markdown": "one\n\ntwo",  # two paragraphs
     "numbers": r"id 2: \d+\nid 1: \d+\n",
-    "post": r"\nmember: .+\n",
+    "post": r"\nmessage: .+\n",
 }
 """What a page shows, as a pattern, unless its text comes from the upstream."""
 UNKNOWN = f"There is no lesson 'nope'. There are {', '.join(NAMES)}."
@@ -98,13 +104,91 @@ def test_the_readme_names_the_parts_that_each_part_needs():
         assert named == direct, part
 
 
-def test_the_readme_names_the_parts_that_each_lesson_needs():
-    listed, same = {}, set()
-    for row in re.findall(r"^\| (`\w+`.*?) \| (.*) \|$", README, re.M):
-        names = re.findall(r"`(\w+)`", row[0])
-        if not set(names) <= set(NAMES):
-            continue
-        parts = set(re.findall(r"`(\w+)\.py`", row[1]))
-        same = parts | (same if row[1].startswith("the same") else set())
-        listed |= dict.fromkeys(names, same)
-    assert listed == {name: set(parts_of(name)) for name in NAMES}
+def pinned(pins: str) -> list[str]:
+    return re.findall(r"^[\w-]+", pins, re.M)
+
+
+def needs(name: str) -> str:
+    """Return the README's cell of what a lesson needs."""
+    files = lesson_files(name)
+    others = files.keys() - {f"demos/{name}.py", f"templates/{name}.html"}
+    words = [f"`{path}`" for path in sorted(others)]
+    pins = pinned(requirements(imported(files)))
+    return ", ".join([*words, *pins[1:]]) or "nothing else"
+
+
+def test_the_readme_names_what_each_lesson_needs():
+    rows = {}
+    for name in NAMES:
+        rows.setdefault(needs(name), []).append(f"`{name}`")
+    table = "".join(
+        f"| {', '.join(names)} | {cell} |\n" for cell, names in rows.items()
+    )
+    assert table in README, table
+
+
+def with_dependencies(package: str) -> set[str]:
+    """Return a package's name and the names of all that it brings."""
+    found, todo = set(), {package}
+    while todo:
+        one = todo.pop()
+        found.add(one)
+        lines = distribution(one).requires or ()
+        always = [line for line in lines if ";" not in line]
+        names = {re.match(r"[\w.-]+", line)[0].lower() for line in always}
+        todo |= names - found
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_download_pins_what_it_imports_as_we_do(app, name):
+    with app.app_context():
+        files = app_files(name)
+    files = {path: content.decode() for path, content in files.items()}
+    pins = files["requirements.txt"]
+    assert set(pins.splitlines()) <= set(PINS.splitlines())
+    installed = set().union(*map(with_dependencies, pinned(pins)))
+    ours = {path.partition("/")[0].removesuffix(".py") for path in files}
+    modules = {one.partition(".")[0] for one in imported(files)}
+    for module in modules - ours - sys.stdlib_module_names:
+        assert packages()[module] & installed, module
+
+
+def flask_take(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "flask", "take", *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_flask_take_writes_the_files_of_the_download(app, tmp_path):
+    folder = tmp_path / "my" / "app"
+    done = flask_take("numbers", folder)
+    assert done.stdout == f"{folder}/README.md says how to run it.\n"
+    with app.app_context():
+        expected = app_files("numbers")
+    assert expected == {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_flask_take_never_overwrites_anything(tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    for folder in (tmp_path, mine):
+        done = flask_take("numbers", folder)
+        assert done.returncode == 1
+        assert f"Error: {folder} exists and is not empty.\n" in done.stderr
+    assert [*tmp_path.rglob("*")] == [mine]
+    assert mine.read_text() == "mine"
+
+
+def test_flask_take_lists_the_lessons_if_there_is_no_such_lesson(tmp_path):
+    done = flask_take("nope", tmp_path / "new")
+    assert done.returncode == 1
+    assert f"Error: {UNKNOWN}\n" in done.stderr
+    assert [*tmp_path.iterdir()] == []

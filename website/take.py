@@ -3,6 +3,7 @@
 import ast
 import re
 import zipfile
+from functools import cache
 from importlib.metadata import packages_distributions
 from io import BytesIO
 from pathlib import Path
@@ -131,10 +132,19 @@ def imported(files: dict[str, str]) -> set[str]:
 
 def requirements(modules: set[str]) -> str:
     """Return our pins of the packages that contain these modules."""
-    installed = packages_distributions()
-    names = {one for name in modules for one in installed.get(name, ())}
-    names = {name.lower().replace("_", "-") for name in names}
+    names = set()
+    for name in modules:
+        names |= packages().get(name.partition(".")[0], set())
     lines = read("requirements.txt").splitlines(keepends=True)
     return "".join(
         line for line in lines if re.split(r"[\[=]", line)[0] in names
     )
+
+
+@cache
+def packages() -> dict[str, set[str]]:
+    """Return which packages contain an installed module, by its name."""
+    return {
+        module: {name.lower().replace("_", "-") for name in names}
+        for module, names in packages_distributions().items()
+    }
