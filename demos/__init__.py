@@ -64,9 +64,6 @@ class Part(NamedTuple):
     lessons: tuple[Lesson, ...]
 
 
-EVENT_STREAM = "static/event-stream.js"
-SEND_JSON = "static/send-json.js"
-
 PARTS = (
     Part(
         "The protocol",
@@ -93,9 +90,9 @@ PARTS = (
             Lesson(
                 six_connections,
                 uses=("clock",),
-                also_shown=("demos/clock.py", "nginx.conf"),
+                also_shown=("nginx.conf",),
             ),
-            Lesson(client, also_shown=("demos/numbers.py",)),
+            Lesson(client, uses=("numbers",)),
         ),
     ),
     Part(
@@ -105,14 +102,13 @@ PARTS = (
         (
             Lesson(completion, free_offline=True),
             Lesson(chat, free_offline=True),
-            Lesson(post, also_shown=(EVENT_STREAM,)),
+            Lesson(post),
             Lesson(markdown, free_offline=True),
             Lesson(html, inline_scripts=(html.SCRIPT,)),
             Lesson(
                 relay,
                 long_views=("chat_completions",),
                 free_offline=True,
-                also_shown=(EVENT_STREAM, SEND_JSON),
             ),
             Lesson(agent, free_offline=True),
         ),
@@ -122,20 +118,14 @@ PARTS = (
         "One stream shared by many clients, including those that "
         "join late or reconnect.",
         (
-            Lesson(broadcast, also_shown=(SEND_JSON,)),
-            Lesson(notifications, also_shown=(SEND_JSON,)),
-            Lesson(
-                prices,
-                also_shown=(
-                    "static/chart.js",
-                    "static/price-table.js",
-                ),
-            ),
-            Lesson(progress, also_shown=(SEND_JSON,)),
+            Lesson(broadcast),
+            Lesson(notifications),
+            Lesson(prices),
+            Lesson(progress),
             Lesson(console),
             Lesson(document),
-            Lesson(resume, also_shown=(SEND_JSON,)),
-            Lesson(private, also_shown=(SEND_JSON,)),
+            Lesson(resume),
+            Lesson(private),
         ),
     ),
 )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from website.take import imported, with_imports
+from website.needs import imported, with_imports
 
 PROJECT = Path(__file__).parent.parent
 PARTS = (

@@ -13,13 +13,8 @@ from conftest import NAMES, PROJECT, Server, media_type, open_stream, wait_until
 from parts import PARTS, needed
 from upstream import DONE, FINISH, ROLE, Upstream, delta, stream
 
-from website.take import (
-    app_files,
-    imported,
-    lesson_files,
-    packages,
-    requirements,
-)
+from website.needs import imported, lesson_files
+from website.take import app_files, packages, requirements
 
 README = (PROJECT / "README.md").read_text("utf-8")
 PINS = (PROJECT / "requirements.txt").read_text("utf-8")
@@ -33,6 +28,10 @@ SHOWN = {
     "post": r"\nmessage: .+\n",
 }
 """What a page shows, as a pattern, unless its text comes from the upstream."""
+
+SEVERAL = ("batch", "six_connections", "client")
+"""Lessons whose page needs more than one EventSource."""
+
 UNKNOWN = f"There is no lesson 'nope'. There are {', '.join(NAMES)}."
 
 
@@ -65,7 +64,8 @@ def test_a_download_runs_and_its_page_shows_the_stream(copied, page):
         assert client.header("Content-Type") == media_type(name)
         assert next(client.chunks())
     page.goto(f"{server.url}/")
-    before = shown(page)
+    before, requests = shown(page), []
+    page.on("request", lambda one: requests.append(one.resource_type))
     with page.expect_response(is_stream(name)) as streaming:
         page.locator("#start, #form > button").first.click()
     assert streaming.value.status == 200
@@ -77,6 +77,7 @@ def test_a_download_runs_and_its_page_shows_the_stream(copied, page):
     asks_model = "language_model.py" in lesson_files(name)
     expected = SHOWN.get(name, LINES if asks_model else "")
     wait_until(lambda: re.search(expected, shown(page)))
+    assert requests.count("eventsource") <= 1 or name in SEVERAL
 
 
 def test_a_download_is_the_same_each_time(client):

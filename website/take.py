@@ -1,6 +1,5 @@
 """Take a lesson with you: a small app of its own, as a zip file or a folder."""
 
-import ast
 import re
 import zipfile
 from functools import cache
@@ -13,7 +12,8 @@ from flask import Blueprint, Response, abort, render_template, send_file
 from markupsafe import Markup
 
 from demos import LESSONS
-from website.code import FOLDER, line_of, read
+from website.code import line_of, read
+from website.needs import imported, lesson_files, with_imports
 from website.pages import texts
 
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same files make the same zip file
@@ -90,44 +90,6 @@ def app_files(name: str) -> dict[str, bytes]:
 
 def render(template: str, values: dict[str, object]) -> str:
     return render_template(f"take/{template}", **values) + "\n"
-
-
-def lesson_files(name: str) -> dict[str, str]:
-    """Return a lesson's own files, and the files of ours that they need."""
-    own = [f"demos/{one}.py" for one in (name, *LESSONS[name].uses)]
-    own.append(f"templates/{name}.html")
-    return with_imports({path: read(path) for path in own})
-
-
-def with_imports(files: dict[str, str]) -> dict[str, str]:
-    """Add the files of ours that these files import, directly or not."""
-    found, todo = dict(files), [*files]
-    while todo:
-        path = todo.pop()
-        if path.endswith(".py"):
-            modules = imported({path: found[path]})
-            imports = {f"{module}.py" for module in modules}
-        else:
-            imports = set(re.findall('from "/(static/.+?)"', found[path]))
-        for other in sorted(imports - found.keys()):
-            if (FOLDER / other).is_file():
-                found[other] = read(other)
-                todo.append(other)
-    return found
-
-
-def imported(files: dict[str, str]) -> set[str]:
-    """Return what Python files import: {"flask", "flask.session", ...}."""
-    found = set()
-    for path, source in files.items():
-        tree = ast.parse(source if path.endswith(".py") else "")
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
-                names = {f"{node.module}.{alias.name}" for alias in node.names}
-                found |= {node.module} | names
-            elif isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-    return found
 
 
 def requirements(modules: set[str]) -> str:
