@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import lru_cache
 
 from demos import LESSONS
 from website.code import FOLDER, read
@@ -33,13 +34,18 @@ def with_imports(files: dict[str, str]) -> dict[str, str]:
 
 def imported(files: dict[str, str]) -> set[str]:
     """Return what Python files import: {"flask", "flask.session", ...}."""
+    code = [source for path, source in files.items() if path.endswith(".py")]
+    return set().union(*map(imports_of, code))
+
+
+@lru_cache(maxsize=100)
+def imports_of(source: str) -> frozenset[str]:
+    """Read Python code once, because streams would wait for it every time."""
     found = set()
-    for path, source in files.items():
-        tree = ast.parse(source if path.endswith(".py") else "")
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
-                names = {f"{node.module}.{alias.name}" for alias in node.names}
-                found |= {node.module} | names
-            elif isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-    return found
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module} | names
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return frozenset(found)

@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException
 from demos import LESSONS, PARTS, Lesson
 from website.code import code, definitions, line_of, prose, read
 from website.lines import show_lines
-from website.needs import lesson_files
+from website.needs import with_imports
 from website.pictures import comparison, part_picture
 from website.security import content_security_policy
 
@@ -121,7 +121,7 @@ def page(name: str):
     path = f"demos/{name}.py"
     marked = line_of(current.attempt_snippets, path)
     used = [f"demos/{one}.py" for one in lesson.uses]
-    needed = lesson_files(name)
+    browser_files = with_imports({f"templates/{name}.html": live})
     html = render_template(
         "demo.html",
         lesson=current,
@@ -137,10 +137,7 @@ def page(name: str):
             code(path, marked),
             *map(code, (*used, *lesson.also_shown)),
         ],
-        browser_files=[
-            code(f"templates/{name}.html"),
-            *(code(one) for one in needed if one.startswith("static/")),
-        ],
+        browser_files=[*map(code, browser_files)],
         definitions=[*definitions(path)],
     )
     scripts = [node.text() for node in LexborHTMLParser(live).css("script")]
