@@ -1,7 +1,6 @@
 """Copied files work in another app, as the README promises."""
 
 import re
-import subprocess
 import sys
 import zipfile
 from contextlib import closing
@@ -9,11 +8,21 @@ from importlib.metadata import distribution
 from io import BytesIO
 
 import pytest
-from conftest import NAMES, PROJECT, Server, media_type, open_stream, wait_until
+from conftest import (
+    JSON,
+    NAMES,
+    PROJECT,
+    Server,
+    media_type,
+    open_stream,
+    wait_until,
+)
 from parts import PARTS, needed
 from upstream import DONE, FINISH, ROLE, Upstream, delta, stream
 
+from demos import LESSONS
 from website.needs import imported, lesson_files
+from website.pages import texts
 from website.take import app_files, packages, requirements
 
 README = (PROJECT / "README.md").read_text("utf-8")
@@ -155,18 +164,44 @@ def test_a_download_pins_what_it_imports_as_we_do(app, name):
         assert packages()[module] & installed, module
 
 
-def flask_take(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "flask", "take", *arguments],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.parametrize("name", NAMES)
+def test_a_download_says_what_to_set_and_what_to_change(app, name):
+    with app.app_context():
+        readme = app_files(name)["README.md"].decode()
+    files = lesson_files(name)
+    settings = {
+        "OPENAI_API_KEY": "language_model.py" in files,
+        "OPENAI_BASE_URL": "language_model.py" in files,
+        "REDIS_URL": "broker.py" in files,
+        "SECRET_KEY": name == "private",
+    }
+    assert {one: f"`{one}`" in readme for one in settings} == settings
+    lesson = texts(LESSONS[name])
+    assert lesson.attempt[1:] in " ".join(readme.split())
+    assert f"\n```\n{lesson.curl}\n```\n" in readme
+
+
+def test_a_download_shares_its_events_in_redis(
+    app, start, redis_server, tmp_path
+):
+    flask_take(app, "notifications", tmp_path)
+    redis = redis_server.client()
+    redis.flushall()
+    server = start("flask run", folder=tmp_path, REDIS_URL=redis_server.url)
+    text = b'{"text": "Hello", "level": "info"}'
+    with server.post("/notifications", text, Content_Type=JSON) as answer:
+        assert answer.status == 201
+    assert redis.keys("sse:*")
+
+
+def flask_take(app, name, folder):
+    return app.test_cli_runner().invoke(args=["take", name, str(folder)])
 
 
 def test_flask_take_writes_the_files_of_the_download(app, tmp_path):
+    assert "\n.venv/bin/flask take numbers ../my-app\n" in README
     folder = tmp_path / "my" / "app"
-    done = flask_take("numbers", folder)
+    done = flask_take(app, "numbers", folder)
     assert done.stdout == f"{folder}/README.md says how to run it.\n"
     with app.app_context():
         expected = app_files("numbers")
@@ -177,19 +212,19 @@ def test_flask_take_writes_the_files_of_the_download(app, tmp_path):
     }
 
 
-def test_flask_take_never_overwrites_anything(tmp_path):
+def test_flask_take_never_overwrites_anything(app, tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text("mine")
     for folder in (tmp_path, mine):
-        done = flask_take("numbers", folder)
-        assert done.returncode == 1
-        assert f"Error: {folder} exists and is not empty.\n" in done.stderr
+        done = flask_take(app, "numbers", folder)
+        assert done.exit_code == 1
+        assert done.stderr == f"Error: {folder} exists and is not empty.\n"
     assert [*tmp_path.rglob("*")] == [mine]
     assert mine.read_text() == "mine"
 
 
-def test_flask_take_lists_the_lessons_if_there_is_no_such_lesson(tmp_path):
-    done = flask_take("nope", tmp_path / "new")
-    assert done.returncode == 1
-    assert f"Error: {UNKNOWN}\n" in done.stderr
+def test_flask_take_lists_the_lessons_if_there_is_no_such_lesson(app, tmp_path):
+    done = flask_take(app, "nope", tmp_path / "new")
+    assert done.exit_code == 1
+    assert done.stderr == f"Error: {UNKNOWN}\n"
     assert [*tmp_path.iterdir()] == []

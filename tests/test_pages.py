@@ -21,6 +21,7 @@ def test_a_page_shows_and_copies_the_files_that_run(client, name):
     copied = re.findall('data-copies="(.*?)"', page)
     needed = {path for path in lesson_files(name) if "/" in path}
     assert set(copied) == {*needed, *LESSONS[name].also_shown, "curl"}
+    assert f'<a href="/demos/{name}.zip" download>' in page
     for path in copied:
         assert page.count(f'id="{path}"') == 1
 
