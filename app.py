@@ -13,7 +13,7 @@ import checks
 import language_model
 import sse
 from demos import FREE_OFFLINE, LESSONS, relay
-from website import limits, offline_model, pages, security
+from website import limits, offline_model, pages, security, take
 from website.settings import has_upstream, read_settings
 
 
@@ -24,9 +24,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config.from_prefixed_env()
     app.config.from_mapping(read_settings(os.environ) | dict(config or {}))
     set_up_parts(app.config)
-    app.register_blueprint(pages.bp)
-    for lesson in LESSONS.values():
-        app.register_blueprint(lesson.module.bp)
+    lessons = [lesson.module for lesson in LESSONS.values()]
+    for module in (pages, take, *lessons):
+        app.register_blueprint(module.bp)
     security.init_app(app)
     limits.init_app(app)
     return app

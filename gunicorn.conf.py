@@ -12,7 +12,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from streaming_worker import StreamingWorker  # noqa: E402
 
 # If a setting of this website is invalid, print one line and exit.
-with suppress(ModuleNotFoundError):  # this file was copied without the website
+with suppress(ImportError):  # this file was copied without the website
     from website.settings import read_settings
 
     read_settings(os.environ)

@@ -37,6 +37,7 @@ class Lesson(NamedTuple):
     long_views: views that keep a connection open, to be limited.
     free_offline: costs money unless the offline model answers. Then
         pages of other sites may use it, too.
+    uses: other lessons whose views its page requests.
     also_shown: more files that its page shows.
     inline_scripts: scripts in its stream, to be allowed to run.
     wire_beside: its page shows the bytes beside the result.
@@ -45,6 +46,7 @@ class Lesson(NamedTuple):
     module: ModuleType
     long_views: tuple[str, ...] = ("stream",)
     free_offline: bool = False
+    uses: tuple[str, ...] = ()
     also_shown: tuple[str, ...] = ()
     inline_scripts: tuple[str, ...] = ()
     wire_beside: bool = False
@@ -61,9 +63,6 @@ class Part(NamedTuple):
     about: str
     lessons: tuple[Lesson, ...]
 
-
-EVENT_STREAM = "static/event-stream.js"
-SEND_JSON = "static/send-json.js"
 
 PARTS = (
     Part(
@@ -90,9 +89,10 @@ PARTS = (
             Lesson(reconnect, wire_beside=True),
             Lesson(
                 six_connections,
-                also_shown=("demos/clock.py", "nginx.conf"),
+                uses=("clock",),
+                also_shown=("nginx.conf",),
             ),
-            Lesson(client, also_shown=("demos/numbers.py",)),
+            Lesson(client, uses=("numbers",)),
         ),
     ),
     Part(
@@ -102,14 +102,13 @@ PARTS = (
         (
             Lesson(completion, free_offline=True),
             Lesson(chat, free_offline=True),
-            Lesson(post, also_shown=(EVENT_STREAM,)),
+            Lesson(post),
             Lesson(markdown, free_offline=True),
             Lesson(html, inline_scripts=(html.SCRIPT,)),
             Lesson(
                 relay,
                 long_views=("chat_completions",),
                 free_offline=True,
-                also_shown=(EVENT_STREAM, SEND_JSON),
             ),
             Lesson(agent, free_offline=True),
         ),
@@ -119,20 +118,14 @@ PARTS = (
         "One stream shared by many clients, including those that "
         "join late or reconnect.",
         (
-            Lesson(broadcast, also_shown=(SEND_JSON,)),
-            Lesson(notifications, also_shown=(SEND_JSON,)),
-            Lesson(
-                prices,
-                also_shown=(
-                    "static/chart.js",
-                    "static/price-table.js",
-                ),
-            ),
-            Lesson(progress, also_shown=(SEND_JSON,)),
+            Lesson(broadcast),
+            Lesson(notifications),
+            Lesson(prices),
+            Lesson(progress),
             Lesson(console),
             Lesson(document),
-            Lesson(resume, also_shown=(SEND_JSON,)),
-            Lesson(private, also_shown=(SEND_JSON,)),
+            Lesson(resume),
+            Lesson(private),
         ),
     ),
 )

@@ -1,7 +1,8 @@
 """Find the files that a lesson or a part needs, from its imports."""
 
-import ast
 from pathlib import Path
+
+from website.needs import imported, with_imports
 
 PROJECT = Path(__file__).parent.parent
 PARTS = (
@@ -17,25 +18,20 @@ PARTS = (
 """The parts, which users copy along with a lesson."""
 
 
+def source(path: Path) -> dict[str, str]:
+    return {path.relative_to(PROJECT).as_posix(): path.read_text("utf-8")}
+
+
 def imports(path: Path) -> set[str]:
-    """Return the modules that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            found.add(node.module)
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
+    """Return the modules and names that a file imports, anywhere in it."""
+    return imported(source(path))
 
 
 def needed(path: Path) -> list[str]:
     """Return the parts that a file needs, directly or indirectly."""
-    found, todo = set(), [path]
-    while todo:
-        for name in imports(todo.pop()) & set(PARTS) - found:
-            found.add(name)
-            todo.append(PROJECT / f"{name}.py")
-    return sorted(found)
+    own = source(path)
+    found = with_imports(own).keys() - own.keys()
+    return sorted(name.removesuffix(".py") for name in found)
 
 
 def lines(path: Path) -> int:

@@ -4,79 +4,105 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from contextlib import closing
+from importlib.metadata import distribution
+from io import BytesIO
 
 import pytest
-from conftest import NAMES, PROJECT, Server, media_type, open_stream
+from conftest import (
+    JSON,
+    NAMES,
+    PROJECT,
+    Server,
+    media_type,
+    open_stream,
+    wait_until,
+)
 from parts import PARTS, needed
-from upstream import ROLE, Upstream, delta, stream
+from upstream import DONE, FINISH, ROLE, Upstream, delta, stream
 
 from demos import LESSONS
+from website.needs import imported, lesson_files
+from website.pages import texts
+from website.take import app_files, packages, requirements
 
 README = (PROJECT / "README.md").read_text("utf-8")
-APP = """\
-from flask import Flask, send_from_directory
-from demos.{name} import bp
-app = Flask(__name__)
-app.register_blueprint(bp)
-app.add_url_rule("/", view_func=lambda: send_from_directory(".", "page.html"))
-"""
-BESIDE = {"six_connections": "clock", "client": "numbers"}
-"""Lessons whose page reads the stream of another one."""
+PINS = (PROJECT / "requirements.txt").read_text("utf-8")
+LINES = "one\n\n  two"
+"""Text whose line breaks and spaces a page must show."""
 
-MORE = """\
-from demos import {beside}
-app.register_blueprint({beside}.bp)
-"""
-PAGE = """\
-<!doctype html>
-<link rel="icon" href="data:,">
-"""
+SHOWN = {
+    "document": LINES,
+    "markdown": "one\n\ntwo",  # two paragraphs
+    "numbers": r"id 2: \d+\nid 1: \d+\n",
+    "post": r"\nmessage: .+\n",
+}
+"""What a page shows, as a pattern, unless its text comes from the upstream."""
 
+SEVERAL = ("batch", "six_connections", "client")
+"""Lessons whose page needs more than one EventSource."""
 
-def parts_of(name: str) -> list[str]:
-    return needed(PROJECT / "demos" / f"{name}.py")
+UNKNOWN = f"There is no lesson 'nope'. There are {', '.join(NAMES)}."
 
 
 @pytest.fixture
-def copied(request, tmp_path):
-    """A lesson and its parts in an empty folder, with a minimal app."""
+def copied(request, client, tmp_path):
+    """The download of a lesson, unpacked in an empty folder and started."""
     name = request.param
-    (tmp_path / "demos").mkdir()
-    (tmp_path / "static").mkdir()
-    beside = BESIDE.get(name)
-    lessons = [name, beside] if beside else [name]
-    parts = {part for lesson in lessons for part in parts_of(lesson)}
-    paths = [f"{part}.py" for part in parts]
-    paths += [f"demos/{lesson}.py" for lesson in lessons]
-    also = LESSONS[name].also_shown
-    paths += [path for path in also if path.startswith("static/")]
-    for path in paths:
-        shutil.copy(PROJECT / path, tmp_path / path)
-    more = MORE.format(beside=beside) if beside else ""
-    (tmp_path / "app.py").write_text(APP.format(name=name) + more)
-    live = (PROJECT / "templates" / f"{name}.html").read_text("utf-8")
-    (tmp_path / "page.html").write_text(PAGE + live, "utf-8")
-    with Upstream(stream(ROLE, delta("Hello"), end="silent")) as upstream:
+    data = BytesIO(client.get(f"/demos/{name}.zip").data)
+    zipfile.ZipFile(data).extractall(tmp_path)
+    with Upstream(stream(ROLE, delta(LINES), FINISH, DONE)) as upstream:
         server = Server(
-            "flask run", folder=tmp_path, OPENAI_BASE_URL=upstream.url
+            "flask run", folder=tmp_path / name, OPENAI_BASE_URL=upstream.url
         )
         yield name, server
         server.stop()
 
 
+def shown(page) -> str:
+    return "\n".join(frame.inner_text("body") for frame in page.frames)
+
+
+def is_stream(name: str):
+    return lambda one: one.headers.get("content-type") == media_type(name)
+
+
 @pytest.mark.parametrize("copied", NAMES, indirect=True)
-def test_a_copied_lesson_streams_and_its_page_runs(copied, page):
+def test_a_download_runs_and_its_page_shows_the_stream(copied, page):
     name, server = copied
     with closing(open_stream(server, name)) as client:
         assert client.header("Content-Type") == media_type(name)
         assert next(client.chunks())
     page.goto(f"{server.url}/")
-    with page.expect_response(
-        lambda one: one.headers.get("content-type") == media_type(name)
-    ) as streaming:
+    before, requests = shown(page), []
+    page.on("request", lambda one: requests.append(one.resource_type))
+    with page.expect_response(is_stream(name)) as streaming:
         page.locator("#start, #form > button").first.click()
     assert streaming.value.status == 200
+    for text in page.locator("textarea").all():
+        text.fill(LINES)
+    for send in page.locator("#compose > button, #edit > button").all():
+        send.click()
+    wait_until(lambda: shown(page) != before)
+    asks_model = "language_model.py" in lesson_files(name)
+    expected = SHOWN.get(name, LINES if asks_model else "")
+    wait_until(lambda: re.search(expected, shown(page)))
+    assert requests.count("eventsource") <= 1 or name in SEVERAL
+
+
+def test_a_download_is_the_same_each_time(client):
+    first, second = (client.get("/demos/numbers.zip") for _ in range(2))
+    assert first.data == second.data
+    assert first.mimetype == "application/zip"
+    disposition = "attachment; filename=numbers.zip"
+    assert first.headers["Content-Disposition"] == disposition
+
+
+def test_an_unknown_download_is_a_404(client):
+    response = client.get("/demos/nope.zip")
+    assert response.status_code == 404
+    assert response.json["error"] == UNKNOWN
 
 
 def test_the_example_of_a_test_passes_next_to_the_lesson_it_tests(tmp_path):
@@ -109,13 +135,117 @@ def test_the_readme_names_the_parts_that_each_part_needs():
         assert named == direct, part
 
 
-def test_the_readme_names_the_parts_that_each_lesson_needs():
-    listed, same = {}, set()
-    for row in re.findall(r"^\| (`\w+`.*?) \| (.*) \|$", README, re.M):
-        names = re.findall(r"`(\w+)`", row[0])
-        if not set(names) <= set(NAMES):
-            continue
-        parts = set(re.findall(r"`(\w+)\.py`", row[1]))
-        same = parts | (same if row[1].startswith("the same") else set())
-        listed |= dict.fromkeys(names, same)
-    assert listed == {name: set(parts_of(name)) for name in NAMES}
+def pinned(pins: str) -> list[str]:
+    return re.findall(r"^[\w-]+", pins, re.M)
+
+
+def needs(name: str) -> str:
+    """Return the README's cell of what a lesson needs."""
+    files = lesson_files(name)
+    others = files.keys() - {f"demos/{name}.py", f"templates/{name}.html"}
+    words = [f"`{path}`" for path in sorted(others)]
+    pins = pinned(requirements(imported(files)))
+    return ", ".join([*words, *pins[1:]]) or "nothing else"
+
+
+def test_the_readme_names_what_each_lesson_needs():
+    rows = {}
+    for name in NAMES:
+        rows.setdefault(needs(name), []).append(f"`{name}`")
+    table = "".join(
+        f"| {', '.join(names)} | {cell} |\n" for cell, names in rows.items()
+    )
+    assert table in README, table
+
+
+def with_dependencies(package: str) -> set[str]:
+    """Return a package's name and the names of all that it brings."""
+    found, todo = set(), {package}
+    while todo:
+        one = todo.pop()
+        found.add(one)
+        lines = distribution(one).requires or ()
+        always = [line for line in lines if ";" not in line]
+        names = {re.match(r"[\w.-]+", line)[0].lower() for line in always}
+        todo |= names - found
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_download_pins_what_it_imports_as_we_do(app, name):
+    with app.app_context():
+        files = app_files(name)
+    files = {path: content.decode() for path, content in files.items()}
+    pins = files["requirements.txt"]
+    assert set(pins.splitlines()) <= set(PINS.splitlines())
+    installed = set().union(*map(with_dependencies, pinned(pins)))
+    ours = {path.partition("/")[0].removesuffix(".py") for path in files}
+    modules = {one.partition(".")[0] for one in imported(files)}
+    for module in modules - ours - sys.stdlib_module_names:
+        assert packages()[module] & installed, module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_download_says_what_to_set_and_what_to_change(app, name):
+    with app.app_context():
+        readme = app_files(name)["README.md"].decode()
+    files = lesson_files(name)
+    settings = {
+        "OPENAI_API_KEY": "language_model.py" in files,
+        "OPENAI_BASE_URL": "language_model.py" in files,
+        "REDIS_URL": "broker.py" in files,
+        "SECRET_KEY": name == "private",
+    }
+    assert {one: f"`{one}`" in readme for one in settings} == settings
+    lesson = texts(LESSONS[name])
+    assert lesson.attempt[1:] in " ".join(readme.split())
+    assert f"\n```\n{lesson.curl}\n```\n" in readme
+
+
+def test_a_download_shares_its_events_in_redis(
+    app, start, redis_server, tmp_path
+):
+    flask_take(app, "notifications", tmp_path)
+    redis = redis_server.client()
+    redis.flushall()
+    server = start("flask run", folder=tmp_path, REDIS_URL=redis_server.url)
+    text = b'{"text": "Hello", "level": "info"}'
+    with server.post("/notifications", text, Content_Type=JSON) as answer:
+        assert answer.status == 201
+    assert redis.keys("sse:*")
+
+
+def flask_take(app, name, folder):
+    return app.test_cli_runner().invoke(args=["take", name, str(folder)])
+
+
+def test_flask_take_writes_the_files_of_the_download(app, tmp_path):
+    assert "\n.venv/bin/flask take numbers ../my-app\n" in README
+    folder = tmp_path / "my" / "app"
+    done = flask_take(app, "numbers", folder)
+    assert done.stdout == f"{folder}/README.md says how to run it.\n"
+    with app.app_context():
+        expected = app_files("numbers")
+    assert expected == {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_flask_take_never_overwrites_anything(app, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    for folder in (tmp_path, mine):
+        done = flask_take(app, "numbers", folder)
+        assert done.exit_code == 1
+        assert done.stderr == f"Error: {folder} exists and is not empty.\n"
+    assert [*tmp_path.rglob("*")] == [mine]
+    assert mine.read_text() == "mine"
+
+
+def test_flask_take_lists_the_lessons_if_there_is_no_such_lesson(app, tmp_path):
+    done = flask_take(app, "nope", tmp_path / "new")
+    assert done.exit_code == 1
+    assert done.stderr == f"Error: {UNKNOWN}\n"
+    assert [*tmp_path.iterdir()] == []

@@ -35,6 +35,7 @@ from playwright.sync_api import expect
 from demos import relay
 from demos.completion import MAX_PROMPT_CHARACTERS
 from event_source import parse_events
+from website.take import app_files
 
 pytestmark = pytest.mark.own_page
 
@@ -173,6 +174,26 @@ def test_the_config_is_valid(nginx):
         "nginx: the configuration file ./nginx.conf syntax is ok",
         "nginx: configuration file ./nginx.conf test is successful",
     ]
+
+
+def test_the_files_named_in_the_readme_serve_a_copied_lesson(
+    put_nginx_in_front, start, app, tmp_path
+):
+    with app.app_context():
+        files = app_files("clock")
+    rows = "\n".join(re.findall(r"^\| gunicorn.*", README, re.M))
+    serving = re.findall("`(.+?)`", rows)
+    assert "nginx.conf" in serving  # which Nginx copies
+    files |= {name: (PROJECT / name).read_bytes() for name in serving}
+    files["website/settings.py"] = b""  # not ours
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    nginx = put_nginx_in_front(start("gunicorn", folder=tmp_path))
+    with nginx.get("/") as page, nginx.get("/sse") as client:
+        assert page.status == 200
+        assert b"data: " in read_until(client.chunks(), b"\n\n")
+    assert nginx.log == ""
 
 
 def seconds(setting, file):

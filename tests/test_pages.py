@@ -5,6 +5,7 @@ import pytest
 from conftest import NAMES, PROJECT
 
 from demos import LESSONS
+from website.needs import lesson_files
 
 
 def code_panel(page, name):
@@ -18,8 +19,9 @@ def code_panel(page, name):
 def test_a_page_shows_and_copies_the_files_that_run(client, name):
     page = client.get(f"/demos/{name}").text
     copied = re.findall('data-copies="(.*?)"', page)
-    own = [f"demos/{name}.py", f"templates/{name}.html"]
-    assert set(copied) == {*own, *LESSONS[name].also_shown, "curl"}
+    needed = {path for path in lesson_files(name) if "/" in path}
+    assert set(copied) == {*needed, *LESSONS[name].also_shown, "curl"}
+    assert f'<a href="/demos/{name}.zip" download>' in page
     for path in copied:
         assert page.count(f'id="{path}"') == 1
 

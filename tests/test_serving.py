@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import resource
-import shutil
 import signal
 import socket
 import struct
@@ -227,27 +226,6 @@ def test_a_request_line_over_the_limit_is_rejected(gunicorn_probe, site):
 def test_gunicorn_needs_no_options(gunicorn_probe):
     assert gunicorn_probe.logged("Using worker: StreamingWorker")
     assert not gunicorn_probe.logged("[Cc]ontrol socket")
-
-
-COPY = r"""
-from flask import Flask, Response
-
-app = Flask(__name__)
-
-
-@app.get("/")
-def index():
-    return Response(iter(["data: a\n\n"]), content_type="text/event-stream")
-"""
-
-
-def test_the_serving_files_work_without_this_website(start, tmp_path):
-    for name in ("gunicorn.conf.py", "streaming_worker.py"):
-        shutil.copy(PROJECT / name, tmp_path)
-    (tmp_path / "app.py").write_text(COPY, "utf-8")
-    server = start("gunicorn", folder=tmp_path)
-    with server.get("/") as client:
-        assert client.read() == b"data: a\n\n"
 
 
 SHORT_SECONDS = 1.5

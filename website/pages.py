@@ -20,10 +20,10 @@ from demos import LESSONS, PARTS, Lesson
 from website.code import code, definitions, line_of, prose, read
 from website.faq import answers
 from website.lines import show_lines
+from website.needs import with_imports
 from website.pictures import comparison, part_picture
 from website.security import content_security_policy
 
-BROWSER_FOLDER = "static/"
 MEDIA_TYPES = ("application/json", "text/html")
 
 bp = Blueprint("pages", __name__, template_folder="templates")
@@ -126,7 +126,8 @@ def page(name: str):
     current = texts(lesson)
     path = f"demos/{name}.py"
     marked = line_of(current.attempt_snippets, path)
-    more = [code(other) for other in lesson.also_shown]
+    used = [f"demos/{one}.py" for one in lesson.uses]
+    browser_files = with_imports({f"templates/{name}.html": live})
     html = render_template(
         "demo.html",
         lesson=current,
@@ -140,12 +141,9 @@ def page(name: str):
         marked=marked,
         server_files=[
             code(path, marked),
-            *(one for one in more if not one.path.startswith(BROWSER_FOLDER)),
+            *map(code, (*used, *lesson.also_shown)),
         ],
-        browser_files=[
-            code(f"templates/{name}.html"),
-            *(one for one in more if one.path.startswith(BROWSER_FOLDER)),
-        ],
+        browser_files=[*map(code, browser_files)],
         definitions=[*definitions(path)],
     )
     scripts = [node.text() for node in LexborHTMLParser(live).css("script")]
