@@ -106,10 +106,10 @@ def test_an_unknown_download_is_a_404(client):
 
 
 def test_the_example_of_a_test_passes_next_to_the_lesson_it_tests(tmp_path):
-    (tmp_path / "demos").mkdir()
-    files = [f"{part}.py" for part in parts_of("clock")]
-    for path in ("tests/test_example.py", "demos/clock.py", *files):
-        shutil.copy(PROJECT / path, tmp_path / path.removeprefix("tests/"))
+    for path in ("tests/test_example.py", *lesson_files("clock")):
+        copy = tmp_path / path.removeprefix("tests/")
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(PROJECT / path, copy)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error"],
         cwd=tmp_path,
