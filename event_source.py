@@ -1,78 +1,68 @@
 """Read server-sent events in Python.
 
-    response = requests.get(url, stream=True)
-    read = response.raw.read1  # `iter_content` may wait for the end
-    for event in parse_events(iter(lambda: read(65536, True), b"")):
+    for event in EventSource("http://127.0.0.1:5000/real-time-updates"):
         print(event.event, event.data)
 
-`parse_events` is the parser that the standard defines, and nothing else: it
-accepts bytes from anywhere, and does not reconnect. Four rules of the standard
-are easy to get wrong:
+EventSource reconnects like a browser. `python -m event_source URL` prints a
+stream. `parse_events` only parses. A line ends with CRLF, LF or CR, even split
+between two chunks, but not with the other separators that Python recognizes.
 
-- A line ends with CRLF, LF or CR, even where that is split between two chunks.
-  U+2028 and other separators that Python recognizes do not end a line.
-- A blank line dispatches the event. If there was no `data` line, no event is
-  dispatched: the event type is discarded, but the id is kept.
-- The last event ID carries over to later events. An id with NUL is ignored.
-- If the stream ends before an event's blank line, that event is dropped.
-
-Copy this file anywhere; it needs nothing else.
+Copy this file anywhere; it needs requests.
 Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
+import logging
 import re
-from collections.abc import Iterable, Iterator
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from random import uniform
+from types import SimpleNamespace
 from typing import NamedTuple
 
-MAX_EVENT_BYTES = 4 * 1024 * 1024
+import requests
+from urllib3.exceptions import HTTPError
 
+MAX_EVENT_BYTES = 4 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
 LINE_END = re.compile(b"\r\n|\r|\n")
 # A longer number is not a real delay, and Python won't convert a huge one.
 RETRY = re.compile(rb"0{0,99}([0-9]{1,18})")
+logger = logging.getLogger(__name__)
 
 
 class EventTooLarge(ValueError):
     """The stream contains a larger event than its client accepts."""
 
-    def __init__(self, max_bytes: int):
-        super().__init__(
-            f"The stream contains an event over {max_bytes} bytes long."
-        )
-
 
 class ReceivedEvent(NamedTuple):
-    """An event as a browser dispatches it.
-
-    event: the event type, `message` by default.
-    id: the last event ID, which may come from an earlier event.
-    retry: the reconnection time in milliseconds, if this event sets it.
-    """
+    """An event as a browser dispatches it."""
 
     data: str
-    event: str = "message"
-    id: str = ""
-    retry: int | None = None
+    event: str = "message"  # the event type
+    id: str = ""  # the last event ID, which may come from an earlier event
+    retry: int | None = None  # the reconnection time in ms, if set here
 
 
 def parse_events(
-    chunks: Iterable[bytes], max_bytes: int = MAX_EVENT_BYTES
+    chunks: Iterable[bytes], max_bytes: int = MAX_EVENT_BYTES, source=None
 ) -> Iterator[ReceivedEvent]:
     """Yield the events of a stream that arrives in chunks of any size.
 
-    Yields each event as soon as its blank line arrives. Raises EventTooLarge
-    if the data of an event, or a line, is longer than `max_bytes`.
+    Yields each event as soon as its blank line arrives. Sets `last_event_id`
+    and `retry` of `source`, even without an event. Raises EventTooLarge if the
+    data of an event, or a line, is longer than `max_bytes`.
     """
-    data, size, event_type, last_event_id, retry = [], 0, "", "", None
+    source = source or SimpleNamespace(last_event_id="")
+    data, size, event_type, id, retry = [], 0, "", source.last_event_id, None
     for line in _lines(chunks, max_bytes):
         if not line:
+            source.last_event_id = id
             if data:
-                yield ReceivedEvent(
-                    b"\n".join(data).decode(errors="replace"),
-                    event_type or "message",
-                    last_event_id,
-                    retry,
-                )
+                text = b"\n".join(data).decode(errors="replace")
+                yield ReceivedEvent(text, event_type or "message", id, retry)
             data, size, event_type, retry = [], 0, "", None
             continue
         field, _, value = line.partition(b":")
@@ -80,14 +70,14 @@ def parse_events(
         if field == b"data":
             size += len(value) + bool(data)
             if size > max_bytes:
-                raise EventTooLarge(max_bytes)
+                raise EventTooLarge(f"An event is over {max_bytes} bytes.")
             data.append(value)
         elif field == b"event":
             event_type = value.decode(errors="replace")
         elif field == b"id" and b"\0" not in value:
-            last_event_id = value.decode(errors="replace")
+            id = value.decode(errors="replace")
         elif field == b"retry" and (digits := RETRY.fullmatch(value)):
-            retry = int(digits[1])
+            source.retry = retry = int(digits[1])
 
 
 def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
@@ -102,9 +92,88 @@ def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
         for end in ends:
             whole = bytes(line + end) if line else end
             if len(whole) > most:
-                raise EventTooLarge(max_bytes)
+                raise EventTooLarge(f"An event is over {max_bytes} bytes.")
             yield whole.removeprefix(bom)
             line, bom = bytearray(), b""
         line += rest
         if len(line) > most:
-            raise EventTooLarge(max_bytes)
+            raise EventTooLarge(f"An event is over {max_bytes} bytes.")
+
+
+class EventSource(Iterator[ReceivedEvent]):
+    """The events of a URL. Reconnects like a browser, and ends with a 204.
+
+    last_event_id: resume after this id. Each event updates it.
+    timeout: reconnect after so many seconds of silence, or never if None.
+
+    Raises requests.HTTPError if the `response` is not an event stream.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        session: requests.Session | None = None,
+        last_event_id: str = "",
+        timeout: float | None = 45.0,  # good servers send something every 15
+    ):
+        get = requests.get if session is None else session.get
+        self._get = partial(get, url, stream=True, timeout=timeout)
+        self._headers = {"Accept": "text/event-stream", **(headers or {})}
+        self.last_event_id, self.response = last_event_id, None
+        self.retry = 3000  # milliseconds, until the stream sets others
+        self._closed, self._events = threading.Event(), self._read()
+
+    def __next__(self) -> ReceivedEvent:
+        if self._closed.is_set():
+            self._events.close()
+        return next(self._events)
+
+    def close(self) -> None:
+        """End the iteration. Wakes a thread that waits for an event."""
+        self._closed.set()
+        with suppress(AttributeError, OSError, RuntimeError, ValueError):
+            self.response.raw.shutdown()  # fails if there is nothing to read
+        with suppress(ValueError):  # a reader in another thread ends by itself
+            self._events.close()
+
+    def _read(self) -> Iterator[ReceivedEvent]:
+        wait = 0.0
+        while not self._closed.wait(min(wait, threading.TIMEOUT_MAX)):
+            headers = dict(self._headers)
+            if self.last_event_id:
+                headers["Last-Event-ID"] = self.last_event_id.encode().strip()
+            try:
+                with self._get(headers=headers) as self.response:
+                    yield from parse_events(self._chunks(), source=self)
+                reason = "the response ended"
+            except (requests.ConnectionError, requests.Timeout, HTTPError) as e:
+                reason = type(e).__name__
+            # Jitter keeps clients from reconnecting at the same moment.
+            wait = max(self.retry, 100) / 1000 * uniform(1, 1.5)
+            if not self._closed.is_set():
+                logger.info("Reconnecting in %.1f s: %s", wait, reason)
+
+    def _chunks(self) -> Iterator[bytes]:
+        status, raw = self.response.status_code, self.response.raw
+        kind = self.response.headers.get("Content-Type", "").lower()
+        if status == 204:
+            self._closed.set()
+        elif (status, kind.split(";")[0].strip()) != (200, "text/event-stream"):
+            message = f"expected an event stream, got {status} and {kind!r}"
+            raise requests.HTTPError(message, response=self.response)
+        # Not `iter_content`, which may wait for the end.
+        while not self._closed.is_set() and (data := raw.read1(65536, True)):
+            yield data
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("Usage: python -m event_source URL")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        for event in EventSource(sys.argv[1]):
+            print(event.id, event.event, event.data, flush=True)
+    except (KeyboardInterrupt, OSError, ValueError) as error:
+        raise SystemExit(str(error)) from None

@@ -9,6 +9,7 @@ from demos import (
     before_sse,
     broadcast,
     chat,
+    client,
     clock,
     completion,
     console,
@@ -91,6 +92,7 @@ PARTS = (
                 six_connections,
                 also_shown=("demos/clock.py", "nginx.conf"),
             ),
+            Lesson(client, also_shown=("demos/numbers.py",)),
         ),
     ),
     Part(

@@ -474,3 +474,41 @@ STREAMS = {
     ),
     "UTF-16": ("data: a\n\n".encode("utf-16-le"), []),
 }
+
+# name: (the bytes of the whole stream, the last event ID after it). The next
+# request sends this ID without spaces around it, or no Last-Event-ID if empty.
+LAST_IDS = {
+    "none": (b"data: a\n\n", ""),
+    "id": (b"id: 1\ndata: a\n\n", "1"),
+    "id of an earlier event": (b"id: 1\ndata: a\n\ndata: b\n\n", "1"),
+    "id without data": (b"id: 1\ndata: a\n\nid: 2\n\n", "2"),
+    "id and nothing else": (b"id: 1\n\n", "1"),
+    "id of an unfinished event": (b"id: 1\n\nid: 2\ndata: b\n", "1"),
+    "id of the only event, unfinished": (b"id: 1\ndata: a\n", ""),
+    "id is reset": (b"id: 1\ndata: a\n\nid\ndata: b\n\n", ""),
+    "id is reset without data": (b"id: 1\ndata: a\n\nid\n\n", ""),
+    "id with a NUL": (b"id: 1\n\nid: 2\0\n\n", "1"),
+    "id with spaces": (b"id:  1 2 \n\n", " 1 2 "),
+    "id in Chinese": ("id: 你\n\n".encode(), "你"),
+    "id of invalid bytes": (b"id: \xff\n\n", "\ufffd"),
+}
+
+# name: (status, Content-Type, whether a browser reads it as an event stream)
+RESPONSES = {
+    "event stream": (200, "text/event-stream", True),
+    "charset": (200, "text/event-stream;charset=utf-8", True),
+    "space before the charset": (200, "text/event-stream ; a=b", True),
+    "upper case": (200, "Text/Event-Stream", True),
+    "longer type": (200, "text/event-streams", False),
+    "plain text": (200, "text/plain", False),
+    "HTML": (200, "text/html; charset=utf-8", False),
+    "no type": (200, None, False),
+    "created": (201, "text/event-stream", False),
+    "no content": (204, None, False),
+    "partial content": (206, "text/event-stream", False),
+    "bad request": (400, "text/event-stream", False),
+    "unauthorized": (401, "application/json", False),
+    "not found": (404, "text/html", False),
+    "server error": (500, "text/event-stream", False),
+    "unavailable": (503, "text/event-stream", False),
+}

@@ -5,7 +5,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import Server, read_until, spoken, wait_until
+from conftest import Server, read_until, wait_until, without_comments
 from playwright.sync_api import expect
 from upstream import (
     BROKEN_EVENT,
@@ -116,7 +116,7 @@ def test_sends_exactly_these_bytes(client, upstream):
     )
     response = client.get(PATH)
     assert response.headers["Content-Type"] == "text/event-stream"
-    assert spoken(response.data) == (
+    assert without_comments(response.data) == (
         RETRY
         + b"id: 1\nevent: thinking\ndata: Add\ndata: \n\n"
         + b"id: 1\nevent: thinking\ndata:  them.\n\n"
@@ -372,8 +372,8 @@ def test_comments_are_sent_while_the_model_thinks(
         chunks = iter(response.response)
         read_until(chunks, b"One\n\n")
         assert [next(chunks) for _ in range(3)] == [b":\n"] * 3
-        upstream.go_on()
-        assert spoken(b"".join(chunks)) == FINISHED
+        upstream.resume()
+        assert without_comments(b"".join(chunks)) == FINISHED
 
 
 @pytest.mark.parametrize(
@@ -390,11 +390,11 @@ def test_a_disconnect_in_a_later_round_closes_the_connection(
     read_until(client.chunks(), b"event: result")
     wait_until(lambda: len(upstream.requests) == 2)
     connection = upstream.connections[-1]
-    assert not connection.left.is_set()
+    assert not connection.disconnected.is_set()
     client.close()
     closed_at = time.monotonic()
-    wait_until(connection.left.is_set)
-    assert connection.left_at - closed_at < NOTICE_SECONDS
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
 # What is refused, and costs nothing

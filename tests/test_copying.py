@@ -19,9 +19,12 @@ app = Flask(__name__)
 app.register_blueprint(bp)
 app.add_url_rule("/", view_func=lambda: send_from_directory(".", "page.html"))
 """
-CLOCK = """\
-from demos import clock
-app.register_blueprint(clock.bp)
+BESIDE = {"six_connections": "clock", "client": "numbers"}
+"""Lessons whose page reads the stream of another one."""
+
+MORE = """\
+from demos import {beside}
+app.register_blueprint({beside}.bp)
 """
 PAGE = """\
 <!doctype html>
@@ -39,7 +42,8 @@ def copied(request, tmp_path):
     name = request.param
     (tmp_path / "demos").mkdir()
     (tmp_path / "static").mkdir()
-    lessons = [name, "clock"] if name == "six_connections" else [name]
+    beside = BESIDE.get(name)
+    lessons = [name, beside] if beside else [name]
     parts = {part for lesson in lessons for part in parts_of(lesson)}
     paths = [f"{part}.py" for part in parts]
     paths += [f"demos/{lesson}.py" for lesson in lessons]
@@ -47,7 +51,7 @@ def copied(request, tmp_path):
     paths += [path for path in also if path.startswith("static/")]
     for path in paths:
         shutil.copy(PROJECT / path, tmp_path / path)
-    more = CLOCK if name == "six_connections" else ""
+    more = MORE.format(beside=beside) if beside else ""
     (tmp_path / "app.py").write_text(APP.format(name=name) + more)
     live = (PROJECT / "templates" / f"{name}.html").read_text("utf-8")
     (tmp_path / "page.html").write_text(PAGE + live, "utf-8")

@@ -1,17 +1,41 @@
-"""Parse event streams: any bytes, in chunks of any size."""
+"""Parse any bytes in chunks of any size; reconnect as a browser does."""
 
 import json
+import logging
 import re
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from itertools import pairwise, repeat
 
 import pytest
-from event_streams import BOM, ENCODED, STREAMS
+import requests
+from conftest import PROJECT, wait_until
+from event_streams import BOM, ENCODED, LAST_IDS, RESPONSES, STREAMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from upstream import (
+    FRAMINGS,
+    Answer,
+    Connection,
+    Upstream,
+    head,
+    page,
+    reserved_port,
+    silence,
+)
+from upstream import stream as streamed
 
-from event_source import EventTooLarge, ReceivedEvent, parse_events
+import event_source
+from event_source import (
+    EventSource,
+    EventTooLarge,
+    ReceivedEvent,
+    parse_events,
+)
 from sse import Event
 
 
@@ -274,3 +298,378 @@ def test_yields_the_events_before_one_that_is_too_large():
     assert next(events).data == "a"
     with pytest.raises(EventTooLarge):
         next(events)
+
+
+# EventSource
+
+A, B = b"data: a\n\n", b"data: b\n\n"
+END = page(b"", "204 No Content")
+SOON = b"retry: 0\n"
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream(END) as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def no_wait(monkeypatch) -> None:
+    """Reconnect immediately, whatever the reconnection time."""
+    monkeypatch.setattr(event_source, "uniform", lambda low, high: 0)
+
+
+def in_turn(*answers: Answer) -> Answer:
+    """Return an answer that differs from request to request."""
+    turns = iter(answers)
+    return lambda connection: next(turns)(connection)
+
+
+def last_event_ids(upstream: Upstream) -> list[str | None]:
+    """Return the Last-Event-ID of each request."""
+    found = [one.headers.get("Last-Event-ID") for one in upstream.requests]
+    return [id and id.encode("latin-1").decode() for id in found]
+
+
+def texts(source: EventSource) -> list[str]:
+    return [event.data for event in source]
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_an_event_source_reads_what_a_browser_reads(upstream):
+    cases = STREAMS | {
+        f"encoded: {name}": (stream, [event])
+        for name, (_, stream, event) in ENCODED.items()
+    }
+    for name, (body, events) in cases.items():
+        upstream.answer = in_turn(streamed(body), END)
+        found = [(e.event, e.data, e.id) for e in EventSource(upstream.url)]
+        assert found == events, name
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_an_event_source_resumes_where_a_browser_does(upstream):
+    for name, (body, id) in LAST_IDS.items():
+        upstream.connections.clear()
+        upstream.answer = in_turn(streamed(body), streamed(A), END)
+        *_, last = EventSource(upstream.url)
+        ids = [None, id.strip() or None, id.strip() or None]
+        assert last_event_ids(upstream) == ids, name
+        assert last.id == id, name
+
+
+def response(status: int, kind: str | None) -> Answer:
+    fields = () if kind is None else (f"Content-Type: {kind}",)
+    first = head(f"{status} Reason", "Content-Length: 0", *fields)
+    return lambda connection: connection.send(first)
+
+
+@pytest.mark.usefixtures("no_wait")
+@pytest.mark.parametrize("name", RESPONSES)
+def test_an_event_source_fails_where_a_browser_does(upstream, name):
+    status, kind, is_read = RESPONSES[name]
+    upstream.answer = in_turn(response(status, kind), END)
+    source = EventSource(upstream.url)
+    if is_read or status == 204:
+        assert texts(source) == []
+        assert len(upstream.requests) == 1 + is_read
+        return
+    with pytest.raises(requests.HTTPError) as caught:
+        next(source)
+    assert str(caught.value) == (
+        f"expected an event stream, got {status} and {(kind or '').lower()!r}"
+    )
+    assert caught.value.response.status_code == status
+    assert texts(source) == []
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_an_event_source_fails_for_good_when_it_reconnects(upstream):
+    upstream.answer = in_turn(streamed(A), response(503, None))
+    source = EventSource(upstream.url)
+    assert next(source).data == "a"
+    with pytest.raises(requests.HTTPError, match="503"):
+        next(source)
+    assert next(source, None) is None
+
+
+# The bytes of a stream, and the reconnection time after it.
+TIMES = {
+    b"data: a\n\n": 3000,
+    b"retry: 500\ndata: a\n\n": 500,
+    b"retry: 500\n\n": 500,
+    b"retry: 500\n": 500,
+    b"retry: 0\n\n": 0,
+    b"retry: 500\n\nretry: soon\n\n": 500,
+    b"retry: 500\n\ndata: a\n\nretry: 700\ndata: b": 700,
+    b"retry: 500": 3000,
+}
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_a_reconnection_time_counts_even_without_an_event(upstream):
+    for body, milliseconds in TIMES.items():
+        upstream.answer = in_turn(streamed(body), END)
+        source = EventSource(upstream.url)
+        texts(source)
+        assert source.retry == milliseconds, body
+
+
+def test_waits_for_the_reconnection_time_with_jitter(
+    upstream, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    drawn = []
+    monkeypatch.setattr(
+        event_source, "uniform", lambda *bounds: drawn.append(bounds) or 1.25
+    )
+    for retry, seconds in ((b"retry: 200\n", 0.25), (SOON, 0.125)):
+        upstream.answer = in_turn(streamed(retry), END)
+        start = time.monotonic()
+        assert texts(EventSource(upstream.url)) == []
+        assert time.monotonic() - start >= seconds
+    assert drawn == [(1, 1.5)] * 4  # the end draws one, too
+    assert caplog.messages == [
+        "Reconnecting in 0.2 s: the response ended",
+        "Reconnecting in 0.1 s: the response ended",
+    ]
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_resumes_after_a_cut_with_no_event_lost_or_repeated(upstream, framing):
+    first = b"id: 1\n" + A + b"id: 2\ndata: half an ev"
+    upstream.answer = in_turn(
+        streamed(SOON, first, framing=framing, end="cut"),
+        Connection.close,  # without any response
+        streamed(b"id: 2\n" + B, framing=framing),
+        END,
+    )
+    assert texts(EventSource(upstream.url)) == ["a", "b"]
+    assert last_event_ids(upstream) == [None, "1", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [silence, streamed(end="silent"), streamed(A, end="silent")],
+    ids=["no response", "no event", "after an event"],
+)
+@pytest.mark.usefixtures("no_wait")
+def test_reconnects_after_silence(upstream, silent):
+    upstream.answer = in_turn(silent, streamed(B), END)
+    source = EventSource(upstream.url, timeout=0.05)
+    assert texts(source)[-1] == "b"
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_waits_for_a_server_that_is_not_up_yet(caplog):
+    caplog.set_level(logging.INFO)
+    with reserved_port() as port:
+        source = EventSource(f"http://127.0.0.1:{port}/")
+        found = []
+        thread = threading.Thread(target=lambda: found.extend(source))
+        thread.start()
+        wait_until(lambda: len(caplog.messages) > 2)
+        with Upstream(in_turn(streamed(A), END), port):
+            thread.join()
+    assert [event.data for event in found] == ["a"]
+    assert caplog.messages[0] == "Reconnecting in 0.0 s: ConnectionError"
+
+
+def test_sends_headers_and_an_id_to_start_after(upstream):
+    headers = {"Authorization": "Bearer token", "Accept": "*/*"}
+    assert texts(EventSource(upstream.url)) == []
+    source = EventSource(upstream.url, headers=headers, last_event_id="7")
+    assert texts(source) == []
+    first, second = (one.headers for one in upstream.requests)
+    assert first["Accept"] == "text/event-stream"
+    assert second["Accept"] == "*/*"
+    assert second["Authorization"] == "Bearer token"
+    assert last_event_ids(upstream) == [None, "7"]
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_uses_the_session_for_every_request(upstream):
+    upstream.answer = in_turn(streamed(A), streamed(B), END)
+    with requests.Session() as session:
+        session.headers["X-Name"] = "reader"
+        assert texts(EventSource(upstream.url, session=session)) == ["a", "b"]
+    (connection,) = upstream.connections
+    names = [one.headers["X-Name"] for one in connection.requests]
+    assert names == ["reader"] * 3
+
+
+def test_follows_a_redirect(upstream):
+    elsewhere = f"Location: {upstream.url}/elsewhere"
+    redirect = page(b"", "307 Temporary Redirect", "text/html", elsewhere)
+    upstream.answer = in_turn(redirect, streamed(A, end="silent"))
+    source = EventSource(upstream.url)
+    assert next(source).data == "a"
+    source.close()
+
+
+def test_an_event_that_is_too_large_ends_it(upstream):
+    upstream.answer = streamed(one_line(4 * 2**20 + 1), end="silent")
+    source = EventSource(upstream.url)
+    with pytest.raises(EventTooLarge):
+        next(source)
+    assert next(source, None) is None
+    wait_until(upstream.connections[0].disconnected.is_set)
+
+
+def test_an_invalid_url_or_id_is_an_error_and_not_retried():
+    with pytest.raises(requests.exceptions.MissingSchema):
+        next(EventSource("/stream"))
+    with pytest.raises(requests.exceptions.InvalidHeader):
+        next(EventSource("http://127.0.0.1/", last_event_id="1\n2"))
+
+
+def test_close_between_two_events_disconnects(upstream):
+    upstream.answer = streamed(A + B, end="silent")
+    source = EventSource(upstream.url)
+    assert next(source).data == "a"
+    source.close()
+    wait_until(upstream.connections[0].disconnected.is_set)
+    assert next(source, None) is None
+    source.close()  # closing it again has no effect
+
+
+def test_close_before_the_first_event_sends_no_request(upstream):
+    source = EventSource(upstream.url)
+    source.close()
+    assert texts(source) == []
+    assert upstream.requests == []
+
+
+def waits_in(thread: threading.Thread, *files: str) -> bool:
+    """Return whether the thread is in a function of one of the files."""
+    frame = sys._current_frames().get(thread.ident)
+    return frame is not None and frame.f_code.co_filename.endswith(files)
+
+
+def check_close_wakes(source: EventSource, *files: str) -> None:
+    """Close a source while another thread waits in one of the files."""
+    thread = threading.Thread(target=texts, args=[source])
+    thread.start()
+    wait_until(lambda: source.response is not None)
+    wait_until(lambda: waits_in(thread, *files))
+    source.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert next(source, None) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(streamed(A, framing=one, end="silent") for one in FRAMINGS),
+        streamed(A[:6], end="silent"),
+    ],
+    ids=[*FRAMINGS, "in mid-event"],
+)
+def test_close_in_another_thread_wakes_the_reader(upstream, answer):
+    upstream.answer = answer
+    check_close_wakes(EventSource(upstream.url, timeout=None), "/socket.py")
+    wait_until(upstream.connections[0].disconnected.is_set)
+
+
+def test_close_in_another_thread_ends_the_longest_reconnection_time(upstream):
+    upstream.answer = streamed(b"retry: 999999999999999999\n")
+    check_close_wakes(EventSource(upstream.url), "/threading.py")
+
+
+def test_close_in_another_thread_drops_the_events_that_have_arrived(upstream):
+    upstream.answer = streamed(A + B, end="silent")
+    source = EventSource(upstream.url)
+    next(source)
+    thread = threading.Thread(target=source.close)
+    thread.start()
+    thread.join()
+    assert next(source, None) is None
+
+
+# python -m event_source
+
+
+class Command:
+    """`python -m event_source`, and the lines that it has printed."""
+
+    def __init__(self, *arguments: str):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "event_source", *arguments],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end. Return its exit code, and its standard error."""
+        with self.process:
+            errors = self.process.stderr.read()
+            self._reader.join()
+        return self.process.returncode, errors
+
+    def wait_for_more(self) -> None:
+        count = len(self.lines)
+        wait_until(lambda: len(self.lines) > count)
+
+
+def test_the_command_loses_and_repeats_no_id_over_five_kills(start):
+    server = start("flask run")
+    path = "/stream/reconnect?retry=1&drop_after=100"
+    command = Command(server.url + path)
+    try:
+        for _ in range(5):
+            command.wait_for_more()
+            server.stop(signal.SIGKILL)
+            server = start("flask run", port=server.port)
+        command.wait_for_more()
+    finally:
+        command.process.send_signal(signal.SIGINT)
+        _, errors = command.end()
+    assert command.lines == [
+        f"{id} message event {id}" for id in range(1, len(command.lines) + 1)
+    ]
+    reconnections = re.findall("^Reconnecting in 0.1 s: (.*)$", errors, re.M)
+    assert len(reconnections) >= 5
+    assert errors.count("\n") == len(reconnections) + 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "lines", "errors"),
+    [
+        (END, 0, [], ""),
+        (
+            in_turn(streamed(SOON + b"id: 1\ndata: a\ndata: b\n\n"), END),
+            0,
+            ["1 message a", "b"],
+            "Reconnecting in 0.1 s: the response ended\n",
+        ),
+        (
+            response(404, "text/html"),
+            1,
+            [],
+            "expected an event stream, got 404 and 'text/html'\n",
+        ),
+    ],
+    ids=["204", "an event", "404"],
+)
+def test_the_command_prints_events_and_why_it_ends(
+    upstream, answer, code, lines, errors
+):
+    upstream.answer = answer
+    command = Command(upstream.url)
+    assert command.end() == (code, errors)
+    assert command.lines == lines
+
+
+def test_the_command_without_a_url_prints_its_usage():
+    assert Command().end() == (1, "Usage: python -m event_source URL\n")

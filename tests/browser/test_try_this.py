@@ -608,6 +608,29 @@ def test_the_page_retries_until_the_server_has_recovered(lesson_page):
     page.problems.clear()
 
 
+@tries(
+    "client",
+    "change `SILENCE_SECONDS = 15` to 0.5",
+    "It reconnects for every event",
+    "gets every id",
+)
+def test_python_takes_each_pause_for_a_dead_connection(
+    reloading, reloading_page
+):
+    reloading.change("client", "SILENCE_SECONDS = 15", "SILENCE_SECONDS = 0.5")
+    page = reloading_page("client")
+    press(page, "Start")
+    python = page.locator("tbody td:nth-child(3)")
+    for id in (1, 2):
+        python.get_by_text(f"Last-Event-ID: {id}").wait_for()
+    press(page, "Stop")
+    first, second, third, *_ = reversed(python.all_text_contents())
+    times = r"\d+\.\d s(, Last-Event-ID: \d)? "
+    assert all(re.fullmatch(times, text) for text in (first, second, third))
+    resumed = re.findall(r"ID: (\d)", first + second + third)
+    assert resumed == ["1", "2"]
+
+
 # test_nginx.py tests the other suggestion.
 @tries("six_connections", "STREAMS to 20", "fourteen of them hang")
 def test_of_twenty_streams_fourteen_hang(reloading, reloading_page):
