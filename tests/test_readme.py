@@ -4,7 +4,10 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+from contextlib import contextmanager
 
 import pytest
 from conftest import NAMES, PROJECT, Client, need, wait_until
@@ -51,6 +54,7 @@ class Program:
 ANSWER = Program("Stream an OpenAI answer to the browser")
 CLOCK = Program("A clock that cleans up on disconnect")
 BROADCAST = Program("Broadcast to all clients, with replay")
+FORM = "application/x-www-form-urlencoded"
 RECORD = """
 () => {
   window.EventSource = class extends EventSource {
@@ -160,15 +164,15 @@ def test_the_broadcast_reaches_every_page_and_replays(tmp_path, start, page):
 
 
 def test_the_broadcast_program_shares_a_redis(tmp_path, start, redis_server):
-    url = re.search(r"redis://[^\"]+", BROADCAST.blocks[1])[0]
-    more = BROADCAST.blocks[1].replace(url, redis_server.url)
-    BROADCAST.save(tmp_path, more)
-    first, second = (start("flask run", folder=tmp_path) for _ in range(2))
+    BROADCAST.save(tmp_path, BROADCAST.blocks[1])
+    first, second = (
+        start("flask run", folder=tmp_path, REDIS_URL=redis_server.url)
+        for _ in range(2)
+    )
     with first.get("/news") as client:
         events = parse_events(client.chunks())
         assert next(events).event == "begin"
-        form = {"Content_Type": "application/x-www-form-urlencoded"}
-        with second.post("/news", b"text=Hello", **form) as sent:
+        with second.post("/news", b"text=Hello", Content_Type=FORM) as sent:
             assert sent.status == 204
         assert next(events)[:2] == ("Hello", "message")
 
@@ -258,3 +262,49 @@ def test_the_curl_line_of_a_lesson_works_as_written(site, name):
             received += line
         curl.terminate()
         assert curl.stderr.read() == ""
+
+
+def test_every_link_leads_somewhere():
+    slugs = {
+        re.sub("[^a-z0-9 -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall("^#+ (.*)$", README, re.M)
+    }
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        if link.startswith("#"):
+            assert link[1:] in slugs
+        elif "://" not in link:
+            assert (PROJECT / link).exists()
+
+
+LAUNCH = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.executable, [sys.executable, "-m", "gunicorn"])
+"""
+
+
+@contextmanager
+def activated(listener):
+    """Start gunicorn as systemd does, with a socket that systemd holds."""
+    number = str(listener.fileno())
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, number],
+        cwd=PROJECT,
+        pass_fds=[listener.fileno()],
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        yield
+        process.terminate()
+
+
+def test_requests_wait_while_gunicorn_restarts_with_a_socket_of_systemd():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with activated(listener), Client(port, "GET", "/numbers-x") as client:
+            assert client.status == 404
+        with (
+            Client(port, "GET", "/stream/hello") as client,
+            activated(listener),
+        ):
+            assert next(client.chunks()) == b"data: Hello\n\n"
