@@ -1,10 +1,12 @@
 import json
 import re
+from types import SimpleNamespace
 
 from conftest import read_until, wait_until
 from playwright.sync_api import expect
-from upstream import Upstream, silence
+from upstream import Upstream, silence, stream
 
+from demos.client import SILENCE_SECONDS
 from event_source import parse_events
 
 PATH = "/stream/client?interval=0.05"
@@ -84,6 +86,19 @@ def test_refuses_an_interval_out_of_range(client):
         assert response.json["error"] == (
             f"interval must be a number from 0.01 to 10, got {interval!r}."
         )
+
+
+def test_a_disconnect_wakes_a_reader_that_waits(client):
+    first = b"id: 1\ndata: a\n\n"
+    with Upstream(stream(first, end="silent")) as own:
+        sock = SimpleNamespace(getsockname=lambda: own.server_address)
+        environ = {"werkzeug.socket": sock}
+        response = client.get(PATH, environ_overrides=environ)
+        read_until(response.iter_encoded(), first)
+        response.close()
+        wait_until(own.connections[0].disconnected.is_set, SILENCE_SECONDS / 2)
+    (request,) = own.requests
+    assert request.path == "/real-time-updates?interval=0.05"
 
 
 def test_a_disconnect_ends_both_streams(start, command):

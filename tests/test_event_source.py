@@ -578,14 +578,20 @@ def test_close_in_another_thread_ends_the_longest_reconnection_time(upstream):
     check_close_wakes(EventSource(upstream.url), "/threading.py")
 
 
-def test_close_in_another_thread_drops_the_events_that_have_arrived(upstream):
-    upstream.answer = streamed(A + B, end="silent")
+def test_close_during_a_read_drops_the_events_that_have_arrived(
+    upstream, monkeypatch
+):
+    upstream.answer = streamed(A, end="silent")
     source = EventSource(upstream.url)
     next(source)
-    thread = threading.Thread(target=source.close)
-    thread.start()
-    thread.join()
-    assert next(source, None) is None
+
+    def read1(*_) -> bytes:
+        source.close()  # as another thread can at this moment
+        return A + B + B
+
+    monkeypatch.setattr(source.response.raw, "read1", read1)
+    assert texts(source) == ["a"]
+    wait_until(upstream.connections[0].disconnected.is_set)
 
 
 # python -m event_source

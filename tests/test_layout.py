@@ -30,7 +30,7 @@ COPIES = {
     "clock": 355,
     "notifications": 600,
     "completion": 690,
-    "chat": 670,
+    "chat": 680,
     "progress": 820,
     "resume": 1140,
 }

@@ -230,4 +230,4 @@ def test_sending_again_aborts_the_previous_stream(lesson_page):
         "done",
     ]
     assert shown(page)[1] == 'message: {"key":"last","value":3}'
-    assert aborted == ['{"first": 1, "more": 2}', LONG]
+    assert aborted[:2] == ['{"first": 1, "more": 2}', LONG]

@@ -268,7 +268,8 @@ def test_the_browser_reconnects_by_itself_to_a_restarted_server(page, start):
     last = ids(page)[-1]
     start("flask run", port=server.port)
     wait_for(page, f"event {last + 1}")
-    assert ids(page) == [*range(1, last + 2)]
+    received = ids(page)  # more events may have arrived by now
+    assert received == [*range(1, len(received) + 1)]
     page.close()
     assert all("net::ERR_" in problem for problem in page.problems)
     page.problems.clear()

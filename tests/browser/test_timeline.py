@@ -82,7 +82,7 @@ def test_shows_attempts_while_the_server_is_down(start, page):
     page.goto(f"{server.url}/demos/reconnect")
     page.get_by_label("drop_after").fill("50")
     press(page, "Start")
-    timeline(page, "^1$").wait_for()
+    page.get_by_text("event 1", exact=True).wait_for()
     server.stop()
     expect(state(page)).to_have_text("reconnecting")
     expect(page.locator("#timeline path.cross").nth(2)).to_be_attached()
