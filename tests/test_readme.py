@@ -177,6 +177,12 @@ def test_the_broadcast_program_shares_a_redis(tmp_path, start, redis_server):
         assert next(events)[:2] == ("Hello", "message")
 
 
+def test_the_classroom_command_serves_the_whole_network(start):
+    command = re.search("flask run --host .+", section("In a classroom"))[0]
+    server = start(command)
+    assert server.logged(r"Running on all addresses \(0\.0\.0\.0\)")
+
+
 def test_each_wish_names_a_lesson_and_its_command():
     rows = re.findall(
         r"\[(\w+)\]\(demos/\1\.py\) \| `flask take (\w+) \.\./my-app` \|$",
