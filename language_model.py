@@ -98,18 +98,27 @@ def ask(messages: list, /, **options: object) -> Answer:
     return Answer("/chat/completions", body)
 
 
+def tool(name: str, properties: dict) -> dict:
+    """Describe a function for `ask(..., tools=...)`, with JSON Schema."""
+    parameters = {"type": "object", "properties": properties}
+    function = {"name": name, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
 def deltas(answer: Answer) -> Iterator[str]:
     """Request the answer, and yield its text as it arrives."""
     return (text for one in message_deltas(answer) if (text := one["content"]))
 
 
 def message_deltas(answer: Answer) -> Iterator[dict]:
-    """Request the answer, and yield each delta. Its `content` is a string.
+    """Request the answer, and yield each delta, with the same four fields.
 
+    `content`, `reasoning` and `reasoning_content` are strings. `tool_calls` is
+    a list of pieces: an index, a call with empty arguments, more arguments.
     Raises ModelError if the API refuses or fails, or if the answer breaks off.
     Only `[DONE]` or a finish_reason proves that an answer is complete.
     """
-    is_complete = False
+    is_complete, indexes = False, {}
     with closing(answer):
         if (status := answer.open().status_code) != 200:
             reason = f"{status}{REASONS.get(status, '')}"
@@ -127,14 +136,31 @@ def message_deltas(answer: Answer) -> Iterator[dict]:
                     raise ModelError("The language model reported an error.")
                 is_complete = is_complete or any(reasons)
                 for choice in choices:
-                    delta = dict(choice.get("delta") or {})
-                    if delta.get("reasoning_content"):  # some APIs send both
-                        delta.pop("reasoning", None)
-                    text = delta.get("content") or ""
-                    if isinstance(text, list):  # of parts
-                        text = "".join(part.get("text") or "" for part in text)
-                    yield delta | {"content": "" + text}
+                    yield _normalized(choice.get("delta") or {}, indexes)
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ModelError("The language model sent a bad event.") from None
     if not is_complete:
         raise ModelError(BROKEN_OFF)
+
+
+def _normalized(sent: dict, indexes: dict) -> dict:
+    """Return a delta that has the same fields, whichever API sent it."""
+    delta = {"tool_calls": []}
+    for name in ("reasoning", "reasoning_content", "content"):
+        text = sent.get(name) or ""
+        if isinstance(text, list):  # of parts
+            text = "".join(part.get("text") or "" for part in text)
+        delta[name] = "" + text
+    if delta["reasoning_content"]:  # some APIs send both
+        delta["reasoning"] = ""
+    for call in sent.get("tool_calls") or ():
+        # Gemini sends no index. Ollama may send 0 for every call, but an id.
+        id, number = call.get("id"), call.pop("index", None)
+        index = indexes.setdefault(id or number, len(indexes))
+        indexes[number] = index  # the next pieces may have no id
+        function = {"name": ""} | (call.get("function") or {})
+        arguments = "" + (function.get("arguments") or "")
+        call["function"] = function | {"arguments": ""}
+        call |= {"id": id or f"call_{index}", "type": "function"}
+        delta["tool_calls"].append((index, call, arguments))
+    return delta

@@ -25,14 +25,13 @@ from zoneinfo import ZoneInfo
 from flask import Blueprint, request
 
 from checks import query_text, same_origin_only
-from language_model import ModelError, ask, message_deltas
+from language_model import ModelError, ask, message_deltas, tool
 from sse import Event, EventStream, keep_alive
 
 MAX_QUESTION_CHARACTERS = 4000
 MAX_ROUNDS = 5
 NOTICE_SECONDS = 0.5  # to notice a disconnect: tokens cost money
 DAY_MS = 24 * 60 * 60 * 1000  # retry delay: never ask twice
-FIELDS = ("reasoning", "reasoning_content", "content")
 
 bp = Blueprint("agent", __name__)
 bp.before_request(same_origin_only)  # an answer costs money
@@ -54,18 +53,11 @@ def get_sum(numbers):
     return sum(numbers)
 
 
-def tool(name, **parameters):
-    schema = {"type": "object", "properties": parameters}
-    function = {"name": name, "parameters": schema}
-    return {"type": "function", "function": function}
-
-
 FUNCTIONS = {"get_time": get_time, "get_sum": get_sum}
-NUMBERS = {"type": "array", "items": {"type": "number"}}
-TOOLS = [
-    tool("get_time", time_zone={"type": "string"}),
-    tool("get_sum", numbers=NUMBERS),
-]
+# What each function takes, as JSON Schema: the model reads it.
+TIME = {"time_zone": {"type": "string"}}
+SUM = {"numbers": {"type": "array", "items": {"type": "number"}}}
+TOOLS = [tool("get_time", TIME), tool("get_sum", SUM)]
 
 
 def run(name, arguments):
@@ -77,7 +69,6 @@ def run(name, arguments):
 
 def agent(question):
     messages = [{"role": "user", "content": question}]
-    problem = f"No answer after {MAX_ROUNDS} rounds."
     try:
         for _ in range(MAX_ROUNDS):
             message = yield from read(ask(messages, tools=TOOLS))
@@ -92,39 +83,26 @@ def agent(question):
                 result = {"tool_call_id": id, "content": text}
                 yield Event(result, event="result")
                 messages.append({"role": "tool"} | result)
+        raise ModelError(f"No answer after {MAX_ROUNDS} rounds.")
     except ModelError as error:
-        problem = str(error)
-    except (AttributeError, TypeError):
-        problem = "The language model sent a bad event."
-    yield Event({"error": problem}, event="failed")
+        yield Event({"error": str(error)}, event="failed")
 
 
 def read(answer):
     message, calls = {"role": "assistant", "content": None}, {}
     deltas = message_deltas(answer)
     for delta in keep_alive(deltas, NOTICE_SECONDS, answer.close):
-        if delta is None:
+        if delta is None:  # the model pauses
             yield None
             continue
-        for field in FIELDS:
-            if text := delta.get(field):
+        for field in ("reasoning", "reasoning_content", "content"):
+            if text := delta[field]:
                 message[field] = (message.get(field) or "") + text
                 kind = "text" if field == "content" else "thinking"
                 yield Event(text, event=kind, id=1)
-        for piece in delta.get("tool_calls") or ():
-            add(piece, calls)
+        # The index says which call the arguments belong to.
+        for index, call, arguments in delta["tool_calls"]:
+            call = calls.setdefault(index, call)
+            call["function"]["arguments"] += arguments
     # Some models need back all that they sent, reasoning included.
     return message | {"tool_calls": list(calls.values())}
-
-
-def add(piece, calls):
-    index, id = piece.pop("index", None), piece.get("id")
-    # Gemini sends no index, and Ollama may send 0 for every call.
-    if index is None or id and calls.get(index, piece)["id"] != id:
-        index = id or next(reversed(calls), 0)
-    call = {"id": id or f"call_{len(calls)}", "type": "function"}
-    call["function"] = {"name": "", "arguments": ""}
-    function = calls.setdefault(index, piece | call)["function"]
-    new = piece.get("function") or {}
-    function["name"] = function["name"] or new.get("name") or ""
-    function["arguments"] += new.get("arguments") or ""

@@ -178,6 +178,11 @@ STREAMED_CALLS = {
     "from index 1": [pieces(first(1, **A)), pieces(first(2, **B))],
     "whole": [pieces(first(0, **A), first(1, **B))],
     "whole, index 0 twice": [pieces(first(0, **A)), pieces(first(0, **B))],
+    "in pieces, index 0 twice": [
+        *(pieces(first(0, "a", "get_sum")), pieces(piece(0, '{"numbers": '))),
+        *(pieces(piece(0, "[1, 2]}")), pieces(first(0, "b", "get_sum"))),
+        pieces(piece(0, '{"numbers": [30, 4]}')),
+    ],
     "whole, without index": [pieces(first(None, **A), first(None, **B))],
     "in pieces, without index": [
         *(pieces(first(None, "a", "get_sum")), pieces(first(None, "", ""))),
@@ -194,10 +199,6 @@ STREAMED_CALLS = {
     "id and name in every piece": [
         pieces(first(0, "a", "get_sum", '{"numbers": ')),
         pieces(first(0, "a", "get_sum", "[1, 2]}"), first(1, **B)),
-    ],
-    "name after arguments": [
-        pieces(first(0, "a", None, '{"numbers": '), first(1, **B)),
-        pieces(first(0, "a", "get_sum", "[1, 2]}")),
     ],
 }
 """Two calls, as the official API and others stream them."""
@@ -241,6 +242,17 @@ def test_a_call_without_an_id_gets_one(client, upstream):
     ids = [call["id"] for call in message["tool_calls"]]
     assert ids == ["call_0", "call_1"]
     assert [result["tool_call_id"] for result in results] == ids
+
+
+def test_a_call_without_a_name_is_an_error_that_the_model_gets(
+    client, upstream
+):
+    calls = stream(pieces(piece(0, "{}", id="a")), *END)
+    upstream.answer = in_turn(upstream, calls, stream(*HELLO))
+    _, result, *rest = events_of(client.get(PATH).data)
+    content = "Error: KeyError('')"
+    assert result == ("result", {"tool_call_id": "a", "content": content})
+    assert rest == [("text", "Hello"), ("done", "[DONE]")]
 
 
 @pytest.mark.parametrize(

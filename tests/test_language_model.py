@@ -199,22 +199,23 @@ def test_compressed_text_is_read_as_it_arrives(upstream):
     assert list(texts) == [" two"]
 
 
-def test_whole_deltas_can_be_read_too(upstream):
-    calls = [{"index": 0, "function": {"arguments": "{"}}]
+def test_whole_deltas_have_the_same_four_fields(upstream):
+    call = {"id": "a", "type": "function"}
+    function = {"name": "get_sum", "arguments": "{"}
     sent = [
         {"role": "assistant", "content": None, "reasoning": "Hm."},
         {"reasoning": "Hm.", "reasoning_content": "Hm."},
-        {"tool_calls": calls},
+        {"tool_calls": [{"index": 0, "function": function} | call]},
         {"content": [{"type": "text", "text": "Hello"}]},
     ]
     upstream.answer = stream(*map(chunk, sent), FINISH, DONE)
-    assert list(message_deltas(ask(MESSAGES))) == [
-        {"role": "assistant", "content": "", "reasoning": "Hm."},
-        {"content": "", "reasoning_content": "Hm."},
-        {"content": "", "tool_calls": calls},
-        {"content": "Hello"},
-        {"content": ""},
-    ]
+    call["function"] = {"name": "get_sum", "arguments": ""}
+    found = {"reasoning": "Hm."}, {"reasoning_content": "Hm."}
+    found += {"tool_calls": [(0, call, "{")]}, {"content": "Hello"}, {}
+    empty = dict.fromkeys(("content", "reasoning", "reasoning_content"), "")
+    empty["tool_calls"] = []
+    deltas = list(message_deltas(ask(MESSAGES)))
+    assert deltas == [empty | fields for fields in found]
 
 
 SMILE = delta("?").replace(b"?", "😀".encode())

@@ -21,7 +21,7 @@ BUDGETS = {
     "broker": 250,
     "redis_broker": 260,
     "background": 210,
-    "language_model": 140,
+    "language_model": 170,
     "growing_markdown": 270,
     "gunicorn.conf": 60,
     "streaming_worker": 120,
@@ -29,10 +29,10 @@ BUDGETS = {
 COPIES = {
     "clock": 355,
     "notifications": 600,
-    "completion": 690,
-    "chat": 680,
+    "completion": 710,
+    "chat": 710,
     "progress": 820,
-    "resume": 1140,
+    "resume": 1170,
 }
 """The maximum total length of a lesson and the parts that it needs."""
 
