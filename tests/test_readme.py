@@ -192,6 +192,8 @@ def test_each_wish_names_a_lesson_and_its_command():
     assert rows
     for lesson, taken in rows:
         assert lesson == taken in NAMES
+    (files,) = re.findall(r"`cp (.+) \.\./my-app`", README)
+    assert all((PROJECT / file).is_file() for file in files.split())
 
 
 def test_two_commands_set_everything_up():
