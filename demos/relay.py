@@ -1,8 +1,9 @@
-"""Relay: an OpenAI-compatible endpoint
+"""Relay: an OpenAI-compatible Chat Completions endpoint
 
-Any OpenAI client can use your server, without your API key. The
-server forwards a Chat Completions request with its own key. It
-returns the answer byte by byte, as it arrives.
+Any client that speaks Chat Completions can use your server, without
+your API key. The server forwards the request with its own key. It
+returns the answer byte by byte, as it arrives. Clients that default
+to `/v1/responses`, the newer API, get 404.
 
 Notice: the relay does not parse the stream, so it supports whatever
 the API supports. During silence it sends a comment, so no proxy
@@ -77,7 +78,7 @@ def models():
 def unknown(path):
     if path in ALLOWED:
         raise MethodNotAllowed(ALLOWED[path])
-    abort(404, f"There is no /v1/{path} here.")
+    abort(404, f"There is no /v1/{path}. Use Chat Completions.")
 
 
 def limit(body, highest, *names):

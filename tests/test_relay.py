@@ -460,7 +460,8 @@ def test_another_path_is_404(client, upstream):
     for path in ("/v1/embeddings", "/v1/models/one", "/v1/chat"):
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
             response = client.open(path, method=method)
-            check_error(response, 404, f"There is no {path} here.")
+            sentence = f"There is no {path}. Use Chat Completions."
+            check_error(response, 404, sentence)
     assert upstream.requests == []
 
 
