@@ -19,7 +19,7 @@ PARTS = (
 
 
 def source(path: Path) -> dict[str, str]:
-    return {path.relative_to(PROJECT).as_posix(): path.read_text("utf-8")}
+    return {path.as_posix(): path.read_text("utf-8")}
 
 
 def imports(path: Path) -> set[str]:
