@@ -42,7 +42,11 @@ class ModelError(Exception):
 
 
 class Answer:
-    """A request and its response. `close` in another thread wakes a reader."""
+    """A request and its response.
+
+    `close` in another thread wakes a reader. If there is no response yet,
+    the request continues until its headers arrive, or SILENCE_SECONDS pass.
+    """
 
     def __init__(self, path: str, body: dict | None = None):
         self._path, self._body = path, body

@@ -402,8 +402,9 @@ def test_a_reload_and_a_second_window_continue_at_the_newest_event(lesson_page):
     wait_for_steps(page, 3)
     page.reload()
     wait_for_steps(page, 3)
-    second = page.context.new_page()
-    second.goto(page.url)
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Open a second window").click()
+    second = opened.value
     wait_for_steps(second, 4)
     for window in (page, second):
         expect_end(window, "All done.")
