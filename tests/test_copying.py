@@ -1,5 +1,6 @@
 """Copied files work in another app, as the README promises."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -89,6 +90,15 @@ def test_a_download_runs_and_its_page_shows_the_stream(copied, page):
     expected = SHOWN.get(name, LINES if asks_model else "")
     wait_until(lambda: re.search(expected, shown(page)))
     assert requests.count("eventsource") <= 1 or name in SEVERAL
+
+
+@pytest.mark.parametrize("copied", ["progress"], indirect=True)
+def test_a_download_explains_what_was_wrong(copied):
+    _, server = copied
+    with server.post("/jobs", b"[]", Content_Type="application/json") as client:
+        assert client.status == 400
+        error = json.loads(client.read())["error"]
+    assert error == 'The body must be a JSON object, such as {"a": 1}.'
 
 
 def test_a_download_is_the_same_each_time(client):
