@@ -4,8 +4,8 @@
         print(event.event, event.data)
 
 EventSource reconnects like a browser. `python -m event_source URL` prints a
-stream. `parse_events` only parses. A line ends with CRLF, LF or CR, even split
-between two chunks, but not with the other separators that Python recognizes.
+stream. `parse_events` only parses. Only CRLF, LF or CR ends a line, unlike in
+`str.splitlines`, and a CRLF may be split between two chunks.
 
 Copy this file anywhere; it needs requests.
 Standard: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -104,7 +104,7 @@ class EventSource(Iterator[ReceivedEvent]):
     """The events of a URL. Reconnects like a browser, and ends with a 204.
 
     last_event_id: resume after this id. Each event updates it.
-    timeout: reconnect after so many seconds of silence, or never if None.
+    timeout: reconnect after this many seconds of silence, or never if None.
 
     Raises requests.HTTPError if the `response` is not an event stream.
     """
@@ -116,13 +116,13 @@ class EventSource(Iterator[ReceivedEvent]):
         headers: Mapping[str, str] | None = None,
         session: requests.Session | None = None,
         last_event_id: str = "",
-        timeout: float | None = 45.0,  # good servers send something every 15
+        timeout: float | None = 45.0,  # good servers send a heartbeat every 15
     ):
         get = requests.get if session is None else session.get
         self._get = partial(get, url, stream=True, timeout=timeout)
         self._headers = {"Accept": "text/event-stream", **(headers or {})}
         self.last_event_id, self.response = last_event_id, None
-        self.retry = 3000  # milliseconds, until the stream sets others
+        self.retry = 3000  # in milliseconds, unless the stream sets it
         self._closed, self._events = threading.Event(), self._read()
 
     def __next__(self) -> ReceivedEvent:

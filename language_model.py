@@ -4,7 +4,7 @@
     for text in deltas(answer):
         print(text, end="")
 
-OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL are read from the environment.
+The environment sets OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL.
 Copy this file together with `event_source.py`; it needs requests.
 """
 
@@ -64,7 +64,7 @@ class Answer:
                 base_url.rstrip("/") + self._path,
                 json=self._body,
                 headers=headers,
-                auth=lambda prepared: prepared,  # else .netrc would be used
+                auth=lambda prepared: prepared,  # or requests would use .netrc
                 stream=True,
                 allow_redirects=False,
                 timeout=(CONNECT_SECONDS, SILENCE_SECONDS),
@@ -96,7 +96,7 @@ class Answer:
 
 
 def ask(messages: list, /, **options: object) -> Answer:
-    """Return a streamed answer. The request is sent when it is first read."""
+    """Return a streamed answer. Reading it sends the request."""
     body = {"model": MODEL, "messages": messages, "stream": True} | options
     body["model"] = os.environ.get("OPENAI_MODEL") or body["model"]
     return Answer("/chat/completions", body)
@@ -152,13 +152,13 @@ def _normalized(sent: dict, indexes: dict) -> dict:
     delta = {"tool_calls": []}
     for name in ("reasoning", "reasoning_content", "content"):
         text = sent.get(name) or ""
-        if isinstance(text, list):  # of parts
+        if isinstance(text, list):  # a list of parts
             text = "".join(part.get("text") or "" for part in text)
         delta[name] = "" + text
     if delta["reasoning_content"]:  # some APIs send both
         delta["reasoning"] = ""
     for call in sent.get("tool_calls") or ():
-        # Gemini sends no index. Ollama may send 0 for every call, but an id.
+        # Gemini sends no index. Ollama may send an id, but 0 for every call.
         id, number = call.get("id"), call.pop("index", None)
         index = indexes.setdefault(id or number, len(indexes))
         indexes[number] = index  # the next pieces may have no id

@@ -3,9 +3,9 @@
 Show what a model thinks, which tools it calls, and what it answers.
 If the model calls tools, the server runs them, sends the results
 back, and asks again. That takes several requests to the model, but
-the browser reads one stream.
+the browser reads just one stream.
 
-Notice: a tool call arrives in pieces, and one answer can hold
+Notice: a tool call arrives in pieces, and one answer can contain
 several calls. The `index` of a piece says which call it belongs to.
 A tool's error also goes back to the model, which can then try
 again. After five rounds, the server stops asking.
@@ -54,7 +54,7 @@ def get_sum(numbers):
 
 
 FUNCTIONS = {"get_time": get_time, "get_sum": get_sum}
-# What each function takes, as JSON Schema: the model reads it.
+# The parameters of each function, as JSON Schema for the model.
 TIME = {"time_zone": {"type": "string"}}
 SUM = {"numbers": {"type": "array", "items": {"type": "number"}}}
 TOOLS = [tool("get_time", TIME), tool("get_sum", SUM)]
@@ -104,5 +104,5 @@ def read(answer):
         for index, call, arguments in delta["tool_calls"]:
             call = calls.setdefault(index, call)
             call["function"]["arguments"] += arguments
-    # Some models need back all that they sent, reasoning included.
+    # Some models want everything back, including their reasoning.
     return message | {"tool_calls": list(calls.values())}

@@ -7,9 +7,9 @@ it. A client that disconnects leaves nothing behind.
 
 Notice: a client that missed too much, or is too slow, gets a
 `reset` event, which reports the gap. After a restart, ids have a
-new prefix, so an id from before it is a gap, too. Two limits: each
-process has its own events, and all clients take turns with one
-lock. For several processes or thousands of clients, continue with
+new prefix, so an older id is a gap, too. Two limits: each process
+has its own events, and all clients take turns with one lock. For
+several processes or thousands of clients, continue with
 `broker.py`, which the next lesson uses.
 
 Try: open a second window, press Start in both, and send a text:
@@ -75,7 +75,7 @@ class Channel:
             oldest = self.count - len(self.events)
             kept = range(oldest, self.count + 1)
         known = {self.id(number): number for number in kept}
-        known[None] = oldest  # a new client gets all of them
+        known[None] = oldest  # a new client gets all events
         return self.read(known.get(last_event_id, -1))  # -1: a gap
 
     def read(self, position):
@@ -88,7 +88,7 @@ class Channel:
                     position, id = oldest, self.id(oldest)
                     event = Event(GAP, event="reset", id=id)
                 elif position == self.count:
-                    event = None  # nothing new: check the client
+                    event = None  # nothing new: send a heartbeat
                 else:
                     event = self.events[position - oldest]
                     position += 1

@@ -3,18 +3,18 @@
 An EventSource for Python that reconnects like a browser's. Here the
 server reads its own `/real-time-updates`, and reports each event
 and each connection. The page reads the same URL. `keep_alive` reads
-in a thread, so that a silent stream does not block this one.
+in a thread, so that a silent stream doesn't block this one.
 
-Notice: press "Cut both". The browser waits 3 s, and Python up to
-half as long again, at random, so that not all clients reconnect at
-the same moment. Both send their Last-Event-ID, and each id arrives
-exactly once. A client may choose its Host header, so the server
-takes its own address from its socket.
+Notice: press "Cut both". The browser waits 3 s, and Python from 3
+to 4.5 s, at random, so clients don't all reconnect at the same
+moment. Both send their Last-Event-ID, and each id arrives exactly
+once. A client can send any Host header, so the server takes its own
+address from its socket.
 
 Try: with `flask run --reload`, change `SILENCE_SECONDS = 15` to
-0.5, save, and press Start. To Python, each pause of a second now
-means a dead connection. It reconnects for every event, and still
-gets every id. In a terminal, `python -m event_source URL` prints a
+0.5, save, and press Start. Python now takes each pause of a second
+for a dead connection. It reconnects for every event, and still gets
+every id. In a terminal, `python -m event_source URL` prints a
 stream.
 
     curl -N http://127.0.0.1:5000/stream/client
@@ -32,7 +32,7 @@ SILENCE_SECONDS = 15
 NOTICE_SECONDS = 5  # to notice a disconnect while Python reconnects
 
 bp = Blueprint("client", __name__)
-bp.before_request(same_origin_only)  # each stream opens another
+bp.before_request(same_origin_only)  # each opens another stream
 
 
 @bp.get("/stream/client")
@@ -51,7 +51,7 @@ def stream():
 
 
 def own_url():
-    # With the Host header, a client could choose whom this asks.
+    # The Host header would let a client choose the address.
     environ = request.environ
     sock = environ.get("werkzeug.socket")  # of flask run
     sock = environ.get("gunicorn.socket", sock)

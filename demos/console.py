@@ -2,16 +2,17 @@
 
 Show what a program prints while it runs, and then its exit code.
 Each line becomes an event of type `stdout` or `stderr`, with an id.
-The last event is `exit`. Its data is the exit code, or a negative
-number: the signal that killed the program. When the client
-disconnects, the program and its children are killed. This works on
-Linux and macOS.
+The final event, `exit`, contains the exit code. If a signal killed
+the program, the code is the negative signal number. When the client
+disconnects, the server kills the program and its children. This
+works on Linux and macOS.
 
 Notice: most programs buffer their output when it isn't a terminal,
-so nothing appears until they end. Start Python with `-u`, and
-other programs with `stdbuf -oL`. Nothing is read faster than the
-client receives it. A flood fills the pipe, and the program waits.
-A browser that reconnects gets 204, so the program runs only once.
+so nothing appears until they end. Start Python with `-u`, and other
+programs with `stdbuf -oL`. The server reads no faster than the
+client receives. If output floods the pipe, the program waits
+(backpressure). A browser that reconnects gets 204, so the program
+runs only once.
 
 Try: with `flask run --reload`, change `"-u", "-c"` to `"-c"`, save,
 and press Start. Steps 3, 6 and 9 go to stderr, and still arrive as
@@ -54,7 +55,7 @@ bp.before_request(same_origin_only)  # it starts a program
 @bp.get("/stream/console")
 def stream():
     if "Last-Event-ID" in request.headers:
-        return "", 204  # the program was started, and killed
+        return "", 204  # the program has already run
     return EventStream(run(COMMAND), retry=DAY_MS)
 
 
@@ -77,7 +78,7 @@ def output(process, ids):
         selector.register(process.stdout, EVENT_READ, pipes[0])
         selector.register(process.stderr, EVENT_READ, pipes[1])
         ready, code = True, None
-        # Not until both pipes close: a child may keep them open.
+        # A child may keep the pipes open, so don't wait for them.
         while ready or code is None:
             code = process.poll()  # first, so no output is missed
             ready = selector.select(LOOK_SECONDS)
@@ -93,7 +94,7 @@ def output(process, ids):
 
 
 class Lines:
-    """Decodes and splits output, which arrives in any pieces."""
+    """A decoder that splits pieces of output into lines."""
 
     def __init__(self, name, ids):
         utf8 = getincrementaldecoder("utf-8")("replace")

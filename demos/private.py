@@ -1,17 +1,17 @@
 """Private: log in, receive only your own events
 
-Each user has a channel, and the server takes its name from the
-session cookie, never from the URL. Without a login, the stream
-answers 401 before its first event. The cookie is signed: nobody can
-forge it, but whoever copies it can send it again. So the server
-keeps a record of each login, and deletes it at logout. This lesson
-believes every name: check a password before you deploy it.
+Each user has a channel, named by the session cookie, never by the
+URL. Without a login, the stream answers 401 before its first event.
+The cookie is signed: nobody can forge it, but anyone who copies it
+can send it again. So the server keeps a record of each login, and
+deletes it at logout. This lesson accepts any name: check a password
+before you deploy it.
 
-Notice: a logout or an expired login ends all streams of that login,
-in every tab and process, with a final `logout` event. EventSource
-sends cookies but no Authorization header: for that, use `fetch`, or
-a one-time ticket, as the README shows. Never put a token into a
-URL, because URLs end up in logs.
+Notice: when a login ends or expires, all its streams end with a
+final `logout` event, in every tab and process. EventSource sends
+cookies, but no Authorization header. If you have a token, use
+`fetch` or a one-time ticket, as the README shows. Never put a token
+into a URL, because URLs end up in logs.
 
 Try: log in, open a second window, press Start in it, and log out:
 both streams end. Then, with `flask run --reload`, change
@@ -41,7 +41,7 @@ bp.before_request(same_origin_only)
 
 @bp.record
 def set_up_cookie(state):
-    # Without a key, only this process can check the signature.
+    # Only this process can check a cookie signed with a random key.
     state.app.secret_key = state.app.secret_key or token_hex()
     state.app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
 
@@ -77,7 +77,7 @@ def send():
 
 
 def channel_of(name):
-    return f"private:{name!a}"  # in ASCII, whatever the JSON held
+    return f"private:{name!a}"  # in ASCII, whatever the name is
 
 
 def current_login():
@@ -95,7 +95,7 @@ def stream():
     login = current_login()
     last_event_id = request.headers.get("Last-Event-ID")
     events = subscribe(channel_of(login["name"]), last_event_id)
-    current_login()  # again: `events` lacks an earlier logout
+    current_login()  # again: `events` misses an earlier logout
     return EventStream(until_logout(events, login))
 
 

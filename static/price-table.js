@@ -1,10 +1,10 @@
 import { color } from "/static/chart.js";
 
 /**
- * Show each price, and its change since the first one, in per cent.
+ * Show each price, and its change since the first one in percent.
  *
  * tbody: gets a row for each name.
- * points: an array of objects, each { name: price, ... }, of the same names.
+ * points: an array of objects, each { name: price, ... }, with the same names.
  */
 export function fillTable(tbody, points) {
   Object.entries(points.at(-1) ?? {}).forEach(([name, price], number) => {

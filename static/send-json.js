@@ -3,8 +3,8 @@
  *
  *     const response = await sendJson("POST", "/jobs", { steps: 100 });
  *
- * Throws an Error with a sentence to show: the server's `error` if it refuses,
- * or what fetch says if the server cannot be reached or `signal` is aborted.
+ * Throws an Error whose message you can show. It is the server's `error` or, if
+ * the server is unreachable or `signal` is aborted, that of fetch.
  */
 export async function sendJson(method, url, value, signal) {
   const headers = { "Content-Type": "application/json" };

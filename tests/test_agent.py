@@ -225,7 +225,7 @@ def test_pieces_become_the_same_two_calls(client, upstream, name, end):
     }
 
 
-def test_what_a_model_adds_to_a_call_goes_back_to_it(client, upstream):
+def test_extra_fields_of_a_call_go_back_to_the_model(client, upstream):
     calls = stream(pieces(first(0, **A) | SIGNED), *END)
     upstream.answer = in_turn(upstream, calls, stream(*HELLO))
     assert events_of(client.get(PATH).data)[-1] == ("done", "[DONE]")
@@ -244,9 +244,7 @@ def test_a_call_without_an_id_gets_one(client, upstream):
     assert [result["tool_call_id"] for result in results] == ids
 
 
-def test_a_call_without_a_name_is_an_error_that_the_model_gets(
-    client, upstream
-):
+def test_a_call_without_a_name_reports_an_error_to_the_model(client, upstream):
     calls = stream(pieces(piece(0, "{}", id="a")), *END)
     upstream.answer = in_turn(upstream, calls, stream(*HELLO))
     _, result, *rest = events_of(client.get(PATH).data)
@@ -264,7 +262,7 @@ def test_a_call_without_a_name_is_an_error_that_the_model_gets(
         {"reasoning": "Hm.", "reasoning_content": None, "content": ""},
     ],
 )
-def test_reasoning_has_two_names(client, upstream, thought):
+def test_reads_reasoning_from_either_field(client, upstream, thought):
     upstream.answer = stream(chunk(thought), *HELLO)
     assert events_of(client.get(PATH).data) == [
         ("thinking", "Hm."),
@@ -284,7 +282,7 @@ def test_asks_at_most_five_times(client, upstream):
 # The tools
 
 
-def test_the_time_is_the_one_in_the_time_zone(monkeypatch):
+def test_get_time_returns_the_time_in_a_time_zone(monkeypatch):
     class Clock(datetime):
         @classmethod
         def now(cls, zone):
@@ -340,7 +338,7 @@ def test_an_error_goes_back_to_the_model(
 
 
 @pytest.mark.parametrize("name", FAULT_OF_EACH_KIND)
-def test_a_fault_is_the_last_event_in_any_round(client, upstream, name):
+def test_a_failure_in_any_round_is_the_last_event(client, upstream, name):
     answer, sentence, _ = FAULTS[name]
     upstream.answer = answer
     failed = ("failed", {"error": sentence})
@@ -367,7 +365,7 @@ def test_a_fault_is_the_last_event_in_any_round(client, upstream, name):
         {"reasoning": ["Hm."]},
     ],
 )
-def test_a_bad_delta_is_the_last_event(client, upstream, bad):
+def test_a_bad_delta_ends_the_stream_with_a_failure(client, upstream, bad):
     upstream.answer = stream(delta("Hello"), chunk(bad), *END)
     assert events_of(client.get(PATH).data) == [
         ("text", "Hello"),
@@ -420,7 +418,7 @@ def test_a_reconnect_gets_204_and_asks_nothing(client, upstream, last):
 
 
 @pytest.mark.parametrize("query", ["", "?question=", "?question=" + "x" * 4001])
-def test_a_question_of_another_length_is_refused(client, upstream, query):
+def test_rejects_a_missing_empty_or_too_long_question(client, upstream, query):
     response = client.get(f"/stream/agent{query}")
     assert response.status_code == 400
     assert response.json == {

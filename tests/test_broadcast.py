@@ -76,7 +76,7 @@ def test_two_clients_get_the_same_bytes(channel):
         assert [next(events), next(events)] == expected
 
 
-def test_a_client_resumes_after_any_event_that_is_kept(channel):
+def test_a_client_resumes_after_any_stored_event(channel):
     ids = publish_all(channel, "abcde")
     for place in (2, 3, 4):  # c, d and e are kept
         events = channel.subscribe(ids[place - 1])
@@ -92,13 +92,13 @@ def test_a_client_that_has_everything_gets_just_the_next_event(channel):
     assert take(events, 1) == messages([id], "f")
 
 
-def test_a_new_client_gets_what_is_kept(channel):
+def test_a_new_client_gets_all_stored_events(channel):
     ids = publish_all(channel, "abcde")
     events = channel.subscribe(None)
     assert take(events, 3) == messages(ids[2:], "cde")
 
 
-def test_a_reset_reports_a_gap_and_what_is_kept_follows(channel):
+def test_a_reset_reports_a_gap_before_the_stored_events(channel):
     ids = publish_all(channel, "abcde")
     reset, *rest = take(channel.subscribe(ids[0]), 4)
     assert reset == ("reset", ids[1], GAP)
@@ -138,7 +138,7 @@ def test_an_id_from_before_a_restart_is_a_gap(channel, count):
 
 
 @pytest.mark.parametrize("last", ["", "x", "1", "-", "-1", "{}-01", "{}-3"])
-def test_any_other_id_is_a_gap(channel, last):
+def test_an_unknown_id_is_a_gap(channel, last):
     publish_all(channel, "ab")
     events = channel.subscribe(last.format(channel.prefix))
     kinds = [kind for kind, _, _ in take(events, 3)]
@@ -162,7 +162,7 @@ def test_memory_is_bounded(channel):
     assert len(channel.events) == 3
 
 
-def test_silence_is_none(quiet_channel):
+def test_yields_none_when_nothing_is_published(quiet_channel):
     events = quiet_channel.subscribe(None)
     assert [next(events), next(events)] == [None, None]
     id = quiet_channel.publish("a")
@@ -268,7 +268,7 @@ REFUSED = [
 ]
 
 
-def test_what_is_refused_is_published_to_nobody(client):
+def test_a_rejected_text_is_not_published(client):
     for body, media_type, status, sentence in REFUSED:
         answer = client.post("/broadcast", data=body, content_type=media_type)
         found = answer.status_code, answer.json
@@ -276,7 +276,7 @@ def test_what_is_refused_is_published_to_nobody(client):
     assert not broadcast.channel.events
 
 
-def test_a_body_of_the_greatest_size_is_accepted(client):
+def test_accepts_a_body_of_the_maximum_size(client):
     answer = client.post(
         "/broadcast", data=GOOD.ljust(MAX_BODY_BYTES), content_type=JSON
     )
@@ -407,7 +407,7 @@ def test_the_page_shows_texts_as_text_and_the_gap_after_a_restart(start, page):
     page.problems.clear()
 
 
-def test_a_refused_text_shows_the_reason(lesson_page):
+def test_the_page_shows_why_a_text_was_rejected(lesson_page):
     page = lesson_page("broadcast")
     page.get_by_label("Text", exact=True).evaluate(
         "(e, text) => e.value = text", "x" * 501

@@ -17,7 +17,7 @@ def take(client, count):
     return [next(events) for _ in range(count)]
 
 
-def test_forwards_each_event_after_each_connection(server):
+def test_reports_each_connection_and_then_its_events(server):
     with server.get(PATH) as client:
         body = read_until(client.chunks(), b"id: 2\n")
     assert re.match(
@@ -27,7 +27,7 @@ def test_forwards_each_event_after_each_connection(server):
     )
 
 
-def test_resumes_after_the_last_event_id_of_its_own_client(site):
+def test_resumes_after_the_last_event_id_of_its_client(site):
     with site.get(PATH, Last_Event_ID="41") as client:
         connected, event = take(client, 2)
     assert (connected.event, connected.data) == ("connected", "41")
@@ -50,7 +50,7 @@ def test_a_cut_makes_python_reconnect_with_no_id_lost_or_repeated(server):
     assert ids == [str(n) for n in range(1, int(event.id) + 1)]
 
 
-def test_asks_its_own_server_whatever_the_host_header_says(server):
+def test_reads_from_its_own_server_whatever_the_host_header_says(server):
     with Upstream(silence) as elsewhere:
         host = f"127.0.0.1:{elsewhere.server_address[1]}"
         with server.get(PATH, Host=host) as client:
@@ -58,7 +58,7 @@ def test_asks_its_own_server_whatever_the_host_header_says(server):
     assert elsewhere.requests == []
 
 
-def test_asks_its_own_server_and_no_proxy(start):
+def test_reads_from_its_own_server_without_a_proxy(start):
     with Upstream(silence) as proxy:
         server = start("flask run", HTTP_PROXY=proxy.url)
         with server.get(PATH) as client:
@@ -74,12 +74,12 @@ def test_needs_a_server_that_knows_its_address(client):
     )
 
 
-def test_refuses_pages_of_other_sites(client):
+def test_rejects_pages_of_other_sites(client):
     headers = {"Sec-Fetch-Site": "cross-site"}
     assert client.get(PATH, headers=headers).status_code == 403
 
 
-def test_refuses_an_interval_out_of_range(client):
+def test_rejects_an_interval_out_of_range(client):
     for interval in ("0", "10.1", "x"):
         response = client.get(f"/stream/client?interval={interval}")
         assert response.status_code == 400
@@ -114,7 +114,7 @@ def test_a_disconnect_ends_both_streams(start, command):
     wait_until(lambda: status() == 200)
 
 
-def test_a_refused_stream_is_reported_in_the_final_event(start, page):
+def test_the_final_event_reports_a_rejected_stream(start, page):
     server = start("flask run", FLASK_MAX_STREAMS="1")
     with server.get(PATH) as client:
         (event,) = parse_events(client.chunks())

@@ -51,7 +51,7 @@ def stdout(script: str) -> list[str]:
 # The program
 
 
-def test_the_events_are_exactly_these_bytes():
+def test_sends_exactly_these_bytes():
     found = run(["sh", "-c", "echo one; echo ' two'; exit 3"])
     assert b"".join(event.encode() for event in found if event) == (
         b"id: 1\nevent: stdout\ndata: one\n\n"
@@ -60,7 +60,7 @@ def test_the_events_are_exactly_these_bytes():
     )
 
 
-def test_stderr_has_a_type_of_its_own():
+def test_stderr_has_its_own_event_type():
     *lines, end = shell("echo out; echo err >&2")
     assert sorted(lines) == [("stderr", "err"), ("stdout", "out")]
     assert end == ("exit", 0)
@@ -105,7 +105,7 @@ def test_a_child_that_keeps_the_output_open_does_not_delay_the_end(start):
     assert stdout(f"{start} printf last") == ["last"]
 
 
-def test_the_program_has_nothing_to_read():
+def test_stdin_is_empty():
     assert stdout("cat; echo end") == ["end"]
 
 
@@ -122,7 +122,7 @@ def test_a_line_of_100_mb_does_not_fill_memory():
     assert peak < 1_000_000
 
 
-def test_says_nothing_while_the_program_says_nothing():
+def test_yields_none_while_the_program_is_silent():
     output = run(ENDLESS)
     assert [next(output) for _ in range(3)] == [None] * 3
     output.close()
@@ -320,7 +320,7 @@ def test_a_flood_of_100_mb_does_not_fill_the_servers_memory(programs):
     assert peak_kb(programs.own) - before < 20_000
 
 
-def test_after_200_clients_no_process_and_no_thread_is_left(programs):
+def test_200_clients_leave_no_process_and_no_thread_behind(programs):
     own = programs.own
     before = threads(own)
     for number in range(10):

@@ -44,7 +44,7 @@ SHOWN = {
 SEVERAL = ("batch", "six_connections", "client")
 """Lessons whose page needs more than one EventSource."""
 
-UNKNOWN = f"There is no lesson 'nope'. There are {', '.join(NAMES)}."
+UNKNOWN = f"There is no lesson 'nope'. The lessons are {', '.join(NAMES)}."
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_an_unknown_download_is_a_404(client):
     assert response.json["error"] == UNKNOWN
 
 
-def test_the_example_of_a_test_passes_next_to_the_lesson_it_tests(tmp_path):
+def test_the_example_test_passes_next_to_its_lesson(tmp_path):
     for path in ("tests/test_example.py", *lesson_files("clock")):
         copy = tmp_path / path.removeprefix("tests/")
         copy.parent.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ def test_the_example_of_a_test_passes_next_to_the_lesson_it_tests(tmp_path):
     assert "\n3 passed in " in done.stdout, done.stdout
 
 
-def test_the_readme_shows_the_example_of_a_test():
+def test_the_readme_shows_the_example_test():
     example = (PROJECT / "tests" / "test_example.py").read_text("utf-8")
     assert f"```python\n{example}```\n" in README
 
@@ -243,7 +243,7 @@ def test_flask_take_writes_the_files_of_the_download(app, tmp_path):
     }
 
 
-def test_flask_take_never_overwrites_anything(app, tmp_path):
+def test_flask_take_never_overwrites_a_file(app, tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text("mine")
     for folder in (tmp_path, mine):
@@ -254,7 +254,7 @@ def test_flask_take_never_overwrites_anything(app, tmp_path):
     assert mine.read_text() == "mine"
 
 
-def test_flask_take_lists_the_lessons_if_there_is_no_such_lesson(app, tmp_path):
+def test_flask_take_lists_the_lessons_if_the_name_is_unknown(app, tmp_path):
     done = flask_take(app, "nope", tmp_path / "new")
     assert done.exit_code == 1
     assert done.stderr == f"Error: {UNKNOWN}\n"

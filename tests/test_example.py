@@ -1,4 +1,4 @@
-"""Test your own stream in three ways. Here, the stream is the lesson `clock`.
+"""Test your own stream in three ways. Here, it is the lesson `clock`.
 
 Copy this file next to your app. It needs pytest, Flask and your stream.
 """
@@ -30,7 +30,7 @@ def test_the_generator_with_a_fake_sleep():
 
 
 def test_the_view_and_its_first_chunks(app):
-    # Don't read `response.data`: an endless stream would never return.
+    # Don't read `response.data`: it waits for the end of the stream.
     with app.test_client().get("/sse?interval=0.01") as response:
         assert response.status_code == 200
         assert response.content_type == "text/event-stream"

@@ -145,7 +145,7 @@ def test_the_id_of_another_users_event_shows_none_of_their_events(store, user):
     assert message(next(events)) == (live, "Ada", "live")
 
 
-def test_a_name_may_hold_anything_that_json_can(store, user):
+def test_a_name_may_contain_any_character(store, user):
     for name in ("x", " ", "Ada'", "a/b:c", "\U0001f600" * 40, "\ud800", "\0"):
         one = user(name)
         events = begin(one)
@@ -160,7 +160,7 @@ def test_without_a_login_the_answer_is_401_in_json(user):
     assert user().refused()
 
 
-def test_a_forged_cookie_is_no_login(user):
+def test_rejects_a_forged_cookie(user):
     thief, cookie = user(), user("Ada").cookie
     for place in (5, cookie.rindex(".") + 1):  # in content and signature
         other = "A" if cookie[place] != "A" else "B"
@@ -303,7 +303,7 @@ REFUSED = [
 ]
 
 
-def test_what_is_refused_changes_nothing(client):
+def test_a_rejected_request_changes_nothing(client):
     client.post("/login", json={"name": "Ada"})
     for path, body, media_type, status, sentence in REFUSED:
         answer = client.post(path, data=body, content_type=media_type)
@@ -313,7 +313,7 @@ def test_what_is_refused_changes_nothing(client):
     assert newest(private.channel_of("Ada")) is None
 
 
-def test_a_logout_without_a_login_is_no_error(client):
+def test_a_logout_without_a_login_is_not_an_error(client):
     assert client.post("/logout").status_code == 204
 
 
@@ -326,7 +326,7 @@ def post(server: Server, path: str, cookie: str, **body: str) -> int:
         return answer.status
 
 
-def test_the_stream_is_exactly_these_bytes(server):
+def test_sends_exactly_these_bytes(server):
     with open_stream(server, "private") as client:
         assert client.header("Content-Type") == "text/event-stream"
         assert client.header("Cache-Control") == "no-cache, no-transform"
@@ -466,7 +466,7 @@ def test_two_browsers_on_two_processes(start, redis_server, page, browser):
         expect(tab.locator("#note")).to_have_text(rejected)
 
 
-def test_the_page_shows_why_the_server_refused(lesson_page):
+def test_the_page_shows_why_a_request_was_rejected(lesson_page):
     page = lesson_page("private")
     page.expected = "401"
     press(page, "Send")
@@ -528,7 +528,7 @@ def test_a_page_of_another_origin_listens_with_a_header_or_a_ticket(
     assert api.logged("a-secret-token") == []
 
 
-def test_a_ticket_works_once_and_only_a_token_buys_one(api_and_page):
+def test_a_ticket_works_once_and_requires_a_token(api_and_page):
     api, _ = api_and_page
     token = {"Authorization": "Bearer a-secret-token"}
     for headers in ({}, {"Authorization": "Bearer x"}):

@@ -1,4 +1,4 @@
-"""Which files a lesson needs: those that its code and its page import."""
+"""The files that a lesson needs: those that its code and its page import."""
 
 import ast
 import re
@@ -9,14 +9,14 @@ from website.code import FOLDER, read
 
 
 def lesson_files(name: str) -> dict[str, str]:
-    """Return a lesson's own files, and the files of ours that they need."""
+    """Return a lesson's own files, and the project's files that they need."""
     own = [f"demos/{one}.py" for one in (name, *LESSONS[name].uses)]
     own.append(f"templates/{name}.html")
     return with_imports({path: read(path) for path in own})
 
 
 def with_imports(files: dict[str, str]) -> dict[str, str]:
-    """Add the files of ours that these files import, directly or not."""
+    """Add the project's files that these files import, directly or not."""
     found, todo = dict(files), [*files]
     while todo:
         path = todo.pop()
@@ -40,7 +40,7 @@ def imported(files: dict[str, str]) -> set[str]:
 
 @lru_cache(maxsize=100)
 def imports_of(source: str) -> frozenset[str]:
-    """Read Python code once, because streams would wait for it every time."""
+    """Return what Python code imports. Cached: parsing delays all streams."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):

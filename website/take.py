@@ -1,4 +1,4 @@
-"""Take a lesson with you: a small app of its own, as a zip file or a folder."""
+"""Copy a lesson as a small app: a zip file or a folder."""
 
 import re
 import zipfile
@@ -37,7 +37,7 @@ def download(name: str) -> Response:
 @click.argument("name")
 @click.argument("folder", type=click.Path(path_type=Path))
 def take(name: str, folder: Path) -> None:
-    """Write the lesson NAME to FOLDER, as an app of its own."""
+    """Write the lesson NAME to FOLDER, as a small app."""
     if name not in LESSONS:
         raise click.ClickException(unknown(name))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -51,7 +51,7 @@ def take(name: str, folder: Path) -> None:
 
 
 def unknown(name: str) -> str:
-    return f"There is no lesson {name!r}. There are {', '.join(LESSONS)}."
+    return f"There is no lesson {name!r}. The lessons are {', '.join(LESSONS)}."
 
 
 def zipped(name: str) -> bytes:
@@ -67,7 +67,7 @@ def zipped(name: str) -> bytes:
 
 
 def app_files(name: str) -> dict[str, bytes]:
-    """Return the files of a small app that runs a lesson, by their paths."""
+    """Return the files of a small app that runs a lesson, by path."""
     lesson, files = texts(LESSONS[name]), lesson_files(name)
     page = f"templates/{name}.html"
     values = {
@@ -93,7 +93,7 @@ def render(template: str, values: dict[str, object]) -> str:
 
 
 def requirements(modules: set[str]) -> str:
-    """Return our pins of the packages that contain these modules."""
+    """Return our pinned versions of the packages with these modules."""
     names = set()
     for name in modules:
         names |= packages().get(name.partition(".")[0], set())
@@ -105,7 +105,7 @@ def requirements(modules: set[str]) -> str:
 
 @cache
 def packages() -> dict[str, set[str]]:
-    """Return which packages contain an installed module, by its name."""
+    """Map each installed module to the packages that contain it."""
     return {
         module: {name.lower().replace("_", "-") for name in names}
         for module, names in packages_distributions().items()
