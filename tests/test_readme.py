@@ -87,7 +87,7 @@ def ask(page, server):
     page.goto(f"{server.url}/")
     page.evaluate(RECORD)
     page.locator("#q").fill("Why & how?")
-    page.locator("#ask").click()
+    page.get_by_role("button", name="Ask").click()
     page.wait_for_function("document.querySelector('pre')?.textContent")
     assert page.locator("pre").inner_text() == "  One\n\n two"
 
@@ -185,7 +185,7 @@ def test_the_classroom_command_serves_the_whole_network(start):
 
 def test_each_wish_names_a_lesson_and_its_command():
     rows = re.findall(
-        r"\[(\w+)\]\(demos/\1\.py\) \| `flask take (\w+) \.\./my-app` \|$",
+        r"\[(\w+)\]\(demos/\1\.py\) \| `\.venv/bin/flask take (\w+) \.\./my-app` \|$",
         section("I want to…"),
         re.M,
     )
