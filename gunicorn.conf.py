@@ -29,7 +29,7 @@ worker_class = StreamingWorker  # each stream is a greenlet, not a thread
 workers, reason = 1, "set REDIS_URL to share events between several"
 if os.environ.get("REDIS_URL"):
     cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))
-    workers, reason = len(cores(0)), "one per core, because they share a Redis"
+    workers, reason = len(cores(0)), "they share a Redis"
 
 # Leave room for pages and 503 responses, beyond the limit on streams.
 worker_connections = int(os.environ.get("FLASK_MAX_STREAMS", 1000)) + 200
