@@ -158,7 +158,7 @@ def _normalized(sent: dict, indexes: dict) -> dict:
     if delta["reasoning_content"]:  # some APIs send both
         delta["reasoning"] = ""
     for call in sent.get("tool_calls") or ():
-        # Gemini sends no index. Ollama may send an id, but 0 for every call.
+        # Gemini sends no index. Ollama may send 0 for all calls, but with ids.
         id, number = call.get("id"), call.pop("index", None)
         index = indexes.setdefault(id or number, len(indexes))
         indexes[number] = index  # the next pieces may have no id

@@ -1,9 +1,9 @@
 """Broadcast: pub/sub from scratch
 
 One class of 40 lines does fan-out and replay in bounded memory. The
-obvious design has a queue for each client. Here, all clients share
-a short list of the newest events, and each is just a position in
-it. A client that disconnects leaves nothing behind.
+obvious design gives each client a queue. Here, all clients share a
+short list of the newest events, and each client is just a position
+in it. A client that disconnects leaves nothing behind.
 
 Notice: a client that missed too much, or is too slow, gets a
 `reset` event, which reports the gap. After a restart, ids have a
@@ -75,7 +75,7 @@ class Channel:
             oldest = self.count - len(self.events)
             kept = range(oldest, self.count + 1)
         known = {self.id(number): number for number in kept}
-        known[None] = oldest  # a new client gets all events
+        known[None] = oldest  # a new client gets all stored events
         return self.read(known.get(last_event_id, -1))  # -1: a gap
 
     def read(self, position):

@@ -228,7 +228,7 @@ def _new_channel(monkeypatch):
     monkeypatch.setattr(broadcast, "channel", Channel(MAX_EVENTS))
 
 
-def test_a_text_may_have_1_to_500_characters_however_json_writes_them(client):
+def test_a_text_may_have_1_to_500_characters_escaped_or_not(client):
     for text in ("x", " ", "x" * 500, "\U0001f600" * 500):
         for is_ascii in (True, False):
             answer = client.post(

@@ -182,7 +182,7 @@ def with_dependencies(package: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_download_pins_what_it_imports_as_we_do(app, name):
+def test_a_download_pins_the_packages_that_it_imports(app, name):
     with app.app_context():
         files = app_files(name)
     files = {path: content.decode() for path, content in files.items()}

@@ -400,7 +400,7 @@ def test_a_logout_ends_the_streams_in_all_processes(workers):
             assert message(next(of_ben))[1:] == ("Ben", "Still")
 
 
-def test_only_a_given_key_keeps_a_login_across_a_restart(start, redis_server):
+def test_a_login_survives_a_restart_only_with_a_secret_key(start, redis_server):
     shared = {"REDIS_URL": redis_server.url}
     given = shared | {"SECRET_KEY": "a key for this test"}
     for environ, status in ((shared, 401), (given, 201)):

@@ -60,7 +60,7 @@ def zipped(name: str) -> bytes:
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, content in app_files(name).items():
             info = zipfile.ZipInfo(f"{name}/{path}", LONG_AGO)
-            info.create_system = 3  # Unix, so that the next line counts
+            info.create_system = 3  # Unix, or the next line is ignored
             info.external_attr = 0o644 << 16
             archive.writestr(info, content, zipfile.ZIP_DEFLATED)
     return data.getvalue()
