@@ -4,8 +4,9 @@ Show what a program prints while it runs, and then its exit code.
 Each line becomes an event of type `stdout` or `stderr`, with an id.
 The final event, `exit`, contains the exit code. If a signal killed
 the program, the code is the negative signal number. When the client
-disconnects, the server kills the program and its children. This
-works on Linux and macOS.
+disconnects, the server kills the program and its children. gunicorn
+also kills them when it stops, but `flask run` doesn't. This works
+on Linux and macOS.
 
 Notice: most programs buffer their output when it isn't a terminal,
 so nothing appears until they end. Start Python with `-u`, and other

@@ -180,7 +180,8 @@ def test_the_broadcast_program_shares_a_redis(tmp_path, start, redis_server):
 def test_the_classroom_command_serves_the_whole_network(start):
     command = re.search("flask run --host .+", section("In a classroom"))[0]
     server = start(command)
-    assert server.logged(r"Running on all addresses \(0\.0\.0\.0\)")
+    line = r"Running on all addresses \(0\.0\.0\.0\)"
+    wait_until(lambda: server.logged(line))
 
 
 def test_each_wish_names_a_lesson_and_its_command():

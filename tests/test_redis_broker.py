@@ -693,9 +693,7 @@ def test_gunicorn_starts_one_worker_per_core_with_redis_and_logs_why(
 ):
     cores = len(os.sched_getaffinity(0))
     server = start("gunicorn", REDIS_URL=redis_server.url)
-    assert server.logged(
-        rf"Workers: {cores} \(they share a Redis\)$"
-    )
+    assert server.logged(rf"Workers: {cores} \(they share a Redis\)$")
     wait_until(lambda: len(workers_of(server)) == cores)
 
 
