@@ -185,11 +185,9 @@ def test_the_classroom_command_serves_the_whole_network(start):
 
 
 def test_each_wish_names_a_lesson_and_its_command():
-    rows = re.findall(
-        r"\[(\w+)\]\(demos/\1\.py\) \| `\.venv/bin/flask take (\w+) \.\./my-app` \|$",
-        section("I want to…"),
-        re.M,
-    )
+    command = r"`\.venv/bin/flask take (\w+) \.\./my-app`"
+    row = rf"\[(\w+)\]\(demos/\1\.py\) \| {command} \|$"
+    rows = re.findall(row, section("I want to…"), re.M)
     assert rows
     for lesson, taken in rows:
         assert lesson == taken in NAMES
