@@ -78,8 +78,12 @@ def agent(question):
                 return
             for call in message["tool_calls"]:
                 id, function = call["id"], call["function"]
-                yield Event({"id": id} | function, event="tool")
-                text = run(**function)
+                name = function["name"]
+                arguments = function["arguments"]
+                shown = {"id": id, "name": name}
+                shown["arguments"] = arguments
+                yield Event(shown, event="tool")
+                text = run(name, arguments)
                 result = {"tool_call_id": id, "content": text}
                 yield Event(result, event="result")
                 messages.append({"role": "tool"} | result)

@@ -233,6 +233,22 @@ def test_extra_fields_of_a_call_go_back_to_the_model(client, upstream):
     assert sent["tool_calls"] == [SUM | SIGNED]
 
 
+def test_extra_fields_of_a_function_are_not_arguments(client, upstream):
+    call = first(0, **A)
+    call["function"] |= {"strict": None, "id": 5}
+    upstream.answer = in_turn(
+        upstream, stream(pieces(call), *END), stream(*HELLO)
+    )
+    assert events_of(client.get(PATH).data) == [
+        ("tool", flat(SUM)),
+        ("result", {"tool_call_id": "a", "content": "3"}),
+        ("text", "Hello"),
+        ("done", "[DONE]"),
+    ]
+    (sent,) = upstream.requests[1].json["messages"][1]["tool_calls"]
+    assert sent["function"] == SUM["function"] | {"strict": None, "id": 5}
+
+
 def test_a_call_without_an_id_gets_one(client, upstream):
     calls = [first(index, None, "get_sum", "[]") for index in (0, 1)]
     calls = stream(pieces(*calls), *END)
