@@ -94,11 +94,16 @@ def agent(question):
 
 def read(answer):
     message, calls = {"role": "assistant", "content": None}, {}
-    deltas = message_deltas(answer)
-    for delta in keep_alive(deltas, NOTICE_SECONDS, answer.close):
-        if delta is None:  # the model pauses
-            yield None
-            continue
+    events = collect(answer, message, calls)
+    # It also yields None, and so notices a disconnect, while the
+    # model pauses or sends a long tool call.
+    yield from keep_alive(events, NOTICE_SECONDS, answer.close)
+    # Some models want everything back, including their reasoning.
+    return message | {"tool_calls": list(calls.values())}
+
+
+def collect(answer, message, calls):
+    for delta in message_deltas(answer):
         for field in ("reasoning", "reasoning_content", "content"):
             if text := delta[field]:
                 message[field] = (message.get(field) or "") + text
@@ -108,5 +113,3 @@ def read(answer):
         for index, call, arguments in delta["tool_calls"]:
             call = calls.setdefault(index, call)
             call["function"]["arguments"] += arguments
-    # Some models want everything back, including their reasoning.
-    return message | {"tool_calls": list(calls.values())}

@@ -423,6 +423,27 @@ def test_a_disconnect_in_a_later_round_closes_the_connection(
     assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
+def test_a_disconnect_during_a_long_tool_call_closes_the_connection(
+    online, upstream
+):
+    def endless(connection):
+        start = pieces(first(0, "a", "get_sum", '{"numbers": ['))
+        stream(start, framing="close", end="silent")(connection)
+        while True:  # until the connection is closed
+            connection.send(pieces(piece(0, "1, ")))
+            time.sleep(0.02)
+
+    upstream.answer = endless
+    client = online.get(PATH)
+    wait_until(lambda: len(upstream.requests) == 1)
+    read_until(client.chunks(), b":\n")
+    client.close()
+    closed_at = time.monotonic()
+    connection = upstream.connections[-1]
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
+
+
 # What is refused, and costs nothing
 
 
