@@ -374,6 +374,7 @@ def test_a_failure_in_any_round_is_the_last_event(client, upstream, name):
         {"tool_calls": ["get_sum"]},
         {"tool_calls": [None]},
         {"tool_calls": [first([], **A)]},
+        {"tool_calls": [first(0, **A | {"id": float("nan")})]},
         {"tool_calls": [{"index": 0, "function": "get_sum"}]},
         {"tool_calls": [piece(0, 5)]},
         {"tool_calls": [piece(0, {"numbers": []})]},
