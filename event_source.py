@@ -126,8 +126,6 @@ class EventSource(Iterator[ReceivedEvent]):
         self._closed, self._events = threading.Event(), self._read()
 
     def __next__(self) -> ReceivedEvent:
-        if self._closed.is_set():
-            self._events.close()
         return next(self._events)
 
     def close(self) -> None:
@@ -135,8 +133,10 @@ class EventSource(Iterator[ReceivedEvent]):
         self._closed.set()
         with suppress(AttributeError, OSError, RuntimeError, ValueError):
             self.response.raw.shutdown()  # fails if there is nothing to read
+        # A reader must not find these events while they are being closed.
+        events, self._events = self._events, (event for event in ())
         with suppress(ValueError):  # a reader in another thread ends by itself
-            self._events.close()
+            events.close()
 
     def _read(self) -> Iterator[ReceivedEvent]:
         wait = 0.0

@@ -165,6 +165,6 @@ def _normalized(sent: dict, indexes: dict) -> dict:
         function = {"name": ""} | (call.get("function") or {})
         arguments = "" + (function.get("arguments") or "")
         call["function"] = function | {"arguments": ""}
-        call |= {"id": id or f"call_{index}", "type": "function"}
+        call |= {"id": "" + (id or f"call_{index}"), "type": "function"}
         delta["tool_calls"].append((index, call, arguments))
     return delta

@@ -78,8 +78,12 @@ def agent(question):
                 return
             for call in message["tool_calls"]:
                 id, function = call["id"], call["function"]
-                yield Event({"id": id} | function, event="tool")
-                text = run(**function)
+                name = function["name"]
+                arguments = function["arguments"]
+                shown = {"id": id, "name": name}
+                shown["arguments"] = arguments
+                yield Event(shown, event="tool")
+                text = run(name, arguments)
                 result = {"tool_call_id": id, "content": text}
                 yield Event(result, event="result")
                 messages.append({"role": "tool"} | result)
@@ -90,11 +94,16 @@ def agent(question):
 
 def read(answer):
     message, calls = {"role": "assistant", "content": None}, {}
-    deltas = message_deltas(answer)
-    for delta in keep_alive(deltas, NOTICE_SECONDS, answer.close):
-        if delta is None:  # the model pauses
-            yield None
-            continue
+    events = collect(answer, message, calls)
+    # It also yields None, and so notices a disconnect, while the
+    # model pauses or sends a long tool call.
+    yield from keep_alive(events, NOTICE_SECONDS, answer.close)
+    # Some models want everything back, including their reasoning.
+    return message | {"tool_calls": list(calls.values())}
+
+
+def collect(answer, message, calls):
+    for delta in message_deltas(answer):
         for field in ("reasoning", "reasoning_content", "content"):
             if text := delta[field]:
                 message[field] = (message.get(field) or "") + text
@@ -104,5 +113,3 @@ def read(answer):
         for index, call, arguments in delta["tool_calls"]:
             call = calls.setdefault(index, call)
             call["function"]["arguments"] += arguments
-    # Some models want everything back, including their reasoning.
-    return message | {"tool_calls": list(calls.values())}

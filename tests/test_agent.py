@@ -233,6 +233,22 @@ def test_extra_fields_of_a_call_go_back_to_the_model(client, upstream):
     assert sent["tool_calls"] == [SUM | SIGNED]
 
 
+def test_extra_fields_of_a_function_are_not_arguments(client, upstream):
+    call = first(0, **A)
+    call["function"] |= {"strict": None, "id": 5}
+    upstream.answer = in_turn(
+        upstream, stream(pieces(call), *END), stream(*HELLO)
+    )
+    assert events_of(client.get(PATH).data) == [
+        ("tool", flat(SUM)),
+        ("result", {"tool_call_id": "a", "content": "3"}),
+        ("text", "Hello"),
+        ("done", "[DONE]"),
+    ]
+    (sent,) = upstream.requests[1].json["messages"][1]["tool_calls"]
+    assert sent["function"] == SUM["function"] | {"strict": None, "id": 5}
+
+
 def test_a_call_without_an_id_gets_one(client, upstream):
     calls = [first(index, None, "get_sum", "[]") for index in (0, 1)]
     calls = stream(pieces(*calls), *END)
@@ -358,6 +374,7 @@ def test_a_failure_in_any_round_is_the_last_event(client, upstream, name):
         {"tool_calls": ["get_sum"]},
         {"tool_calls": [None]},
         {"tool_calls": [first([], **A)]},
+        {"tool_calls": [first(0, **A | {"id": float("nan")})]},
         {"tool_calls": [{"index": 0, "function": "get_sum"}]},
         {"tool_calls": [piece(0, 5)]},
         {"tool_calls": [piece(0, {"numbers": []})]},
@@ -403,6 +420,27 @@ def test_a_disconnect_in_a_later_round_closes_the_connection(
     assert not connection.disconnected.is_set()
     client.close()
     closed_at = time.monotonic()
+    wait_until(connection.disconnected.is_set)
+    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
+
+
+def test_a_disconnect_during_a_long_tool_call_closes_the_connection(
+    online, upstream
+):
+    def endless(connection):
+        start = pieces(first(0, "a", "get_sum", '{"numbers": ['))
+        stream(start, framing="close", end="silent")(connection)
+        while True:  # until the connection is closed
+            connection.send(pieces(piece(0, "1, ")))
+            time.sleep(0.02)
+
+    upstream.answer = endless
+    client = online.get(PATH)
+    wait_until(lambda: len(upstream.requests) == 1)
+    read_until(client.chunks(), b":\n")
+    client.close()
+    closed_at = time.monotonic()
+    connection = upstream.connections[-1]
     wait_until(connection.disconnected.is_set)
     assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 

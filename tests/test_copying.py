@@ -254,6 +254,17 @@ def test_flask_take_never_overwrites_a_file(app, tmp_path):
     assert mine.read_text() == "mine"
 
 
+def test_flask_take_says_why_it_cannot_write(app, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for folder in (tmp_path / "file" / "new", tmp_path / "link"):
+        done = flask_take(app, "numbers", folder)
+        assert done.exit_code == 1
+        assert re.fullmatch(r"Error: .+\n", done.stderr)
+        assert str(folder) in done.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_flask_take_lists_the_lessons_if_the_name_is_unknown(app, tmp_path):
     done = flask_take(app, "nope", tmp_path / "new")
     assert done.exit_code == 1

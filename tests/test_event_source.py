@@ -594,6 +594,31 @@ def test_close_during_a_read_drops_the_events_that_have_arrived(
     wait_until(upstream.connections[0].disconnected.is_set)
 
 
+def test_a_reader_may_ask_for_an_event_while_another_thread_closes(
+    upstream, monkeypatch
+):
+    upstream.answer = streamed(A, end="silent")
+    source = EventSource(upstream.url)
+    next(source)
+    closing, finish = threading.Event(), threading.Event()
+    close = source.response.close
+
+    def close_slowly() -> None:
+        closing.set()
+        finish.wait(10)
+        close()
+
+    monkeypatch.setattr(source.response, "close", close_slowly)
+    thread = threading.Thread(target=source.close)
+    thread.start()
+    closing.wait(10)
+    assert next(source, None) is None
+    source.close()
+    finish.set()
+    thread.join(10)
+    wait_until(upstream.connections[0].disconnected.is_set)
+
+
 # python -m event_source
 
 

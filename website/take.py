@@ -42,11 +42,14 @@ def take(name: str, folder: Path) -> None:
         raise click.ClickException(unknown(name))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise click.ClickException(f"{folder} exists and is not empty.")
-    for path, content in app_files(name).items():
-        file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("xb") as new:
-            new.write(content)
+    try:
+        for path, content in app_files(name).items():
+            file = folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("xb") as new:
+                new.write(content)
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
     click.echo(f"{folder / 'README.md'} says how to run it.")
 
 
