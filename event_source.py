@@ -129,7 +129,7 @@ class EventSource(Iterator[ReceivedEvent]):
         return next(self._events)
 
     def close(self) -> None:
-        """End the iteration. Wakes a thread that waits for an event."""
+        """End the iteration. Wakes a thread that waits, but not for headers."""
         self._closed.set()
         with suppress(AttributeError, OSError, RuntimeError, ValueError):
             self.response.raw.shutdown()  # fails if there is nothing to read
