@@ -32,6 +32,7 @@ MAX_QUESTION_CHARACTERS = 4000
 MAX_ROUNDS = 5
 NOTICE_SECONDS = 0.5  # to notice a disconnect: tokens cost money
 DAY_MS = 24 * 60 * 60 * 1000  # retry delay: never ask twice
+ASKED = ("name", "arguments")  # some APIs add other fields
 
 bp = Blueprint("agent", __name__)
 bp.before_request(same_origin_only)  # an answer costs money
@@ -78,13 +79,10 @@ def agent(question):
                 return
             for call in message["tool_calls"]:
                 id, function = call["id"], call["function"]
-                name = function["name"]
-                arguments = function["arguments"]
-                shown = {"id": id, "name": name}
-                shown["arguments"] = arguments
-                yield Event(shown, event="tool")
-                text = run(name, arguments)
-                result = {"tool_call_id": id, "content": text}
+                asked = {key: function[key] for key in ASKED}
+                yield Event({"id": id} | asked, event="tool")
+                content = run(**asked)
+                result = {"tool_call_id": id, "content": content}
                 yield Event(result, event="result")
                 messages.append({"role": "tool"} | result)
         raise ModelError(f"No answer after {MAX_ROUNDS} rounds.")
