@@ -329,7 +329,7 @@ def test_200_clients_leave_no_process_and_no_thread_behind(programs):
             for _ in range(20):
                 client = stack.enter_context(programs.get(f"/run/{name}"))
                 read_until(client.chunks(), b"\nevent: stdout\n")
-            assert len(processes(programs) - own) >= 20
+            wait_until(lambda: len(processes(programs) - own) >= 20)
     wait_until(lambda: processes(programs) == own)
     wait_until(lambda: threads(own) <= before)
     # Zombies have no environment, so look for them elsewhere.
