@@ -51,7 +51,6 @@ from demos import LESSONS
 from website.pages import texts
 
 PROJECT = Path(__file__).parent.parent
-SILENCE_SECONDS = 2
 JSON = "application/json"
 VIEWPORT = {"width": 1280, "height": 720}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -464,14 +463,9 @@ def port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    running = Server(
-        command,
-        OPENAI_BASE_URL=f"http://127.0.0.1:{port}/v1",
-        OPENAI_API_KEY=KEY,
-        OPENAI_MODEL="test-model",
-        FLASK_UPSTREAM_SILENCE_SECONDS=str(SILENCE_SECONDS),
-        FLASK_KEEP_ALIVE_SECONDS="1",
-    )
+    """The app, which waits up to a minute for its upstream."""
+    url = f"http://127.0.0.1:{port}/v1"
+    running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
     yield running
     running.stop()
     assert KEY not in "\n".join(running.log)

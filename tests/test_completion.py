@@ -1,10 +1,9 @@
 import json
 import time
-from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
-from conftest import Server, read_until, wait_until, without_comments
+from conftest import read_until, wait_until, without_comments
 from playwright.sync_api import expect
 from upstream import (
     DONE,
@@ -43,15 +42,6 @@ def app(upstream, monkeypatch):
     monkeypatch.setenv("OPENAI_MODEL", "test-model")
     yield create_app()
     language_model.session.close()
-
-
-@pytest.fixture(scope="module")
-def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits up to a minute for its upstream."""
-    url = f"http://127.0.0.1:{port}/v1"
-    running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
-    yield running
-    running.stop()
 
 
 def answered(*texts: str) -> bytes:

@@ -64,15 +64,6 @@ def app(upstream, monkeypatch):
     language_model.session.close()
 
 
-@pytest.fixture(scope="module")
-def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits up to a minute for its upstream."""
-    url = f"http://127.0.0.1:{port}/v1"
-    running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
-    yield running
-    running.stop()
-
-
 def post(server: Server, body: object = STREAMED, **headers: str) -> Client:
     return server.post(PATH, json.dumps(body).encode(), **JSON_TYPE, **headers)
 
