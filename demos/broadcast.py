@@ -7,16 +7,16 @@ in it. A client that disconnects leaves nothing behind.
 
 Notice: a client that missed too much, or is too slow, gets a
 `reset` event, which reports the gap. After a restart, ids have a
-new prefix, so an older id is a gap, too. Two limits: each process
-has its own events, and all clients take turns with one lock. For
-several processes or thousands of clients, continue with
+new prefix, so an id from before counts as a gap, too. Two limits:
+each process has its own events, and all clients take turns with one
+lock. For several processes or thousands of clients, continue with
 `broker.py`, which the next lesson uses.
 
 Try: open a second window, press Start in both, and send a text:
 both receive it immediately. Then, with `flask run --reload`, delete
 the line `self.published.notify_all()` and save. A `reset` event
-reports that the restart lost the events. Send again: the text waits
-for the next heartbeat, for up to 15 seconds.
+reports that the restart lost the events. Send again: the text now
+arrives with the next heartbeat, up to 15 seconds later.
 
     curl -N http://127.0.0.1:5000/stream/broadcast
 """

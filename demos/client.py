@@ -3,19 +3,19 @@
 An EventSource for Python that reconnects like a browser's. Here the
 server reads its own `/real-time-updates`, and reports each event
 and each connection. The page reads the same URL. `keep_alive` reads
-in a thread, so that a silent stream doesn't block this one.
+in a thread, so a silent source doesn't block this stream.
 
-Notice: press "Cut both". The browser waits 3 s, and Python from 3
-to 4.5 s, at random, so clients don't all reconnect at the same
-moment. Both send their Last-Event-ID, and each id arrives exactly
-once. A client can send any Host header, so the server takes its own
-address from its socket.
+Notice: press "Cut both". The browser reconnects after 3 s. Python
+waits a random 3 to 4.5 s, so that many clients don't all reconnect
+at the same moment. Both send their Last-Event-ID, and each id
+arrives exactly once. A client can send any Host header, so the
+server takes its own address from its socket.
 
 Try: with `flask run --reload`, change `SILENCE_SECONDS = 15` to
-0.5, save, and press Start. Python now takes each pause of a second
-for a dead connection. It reconnects for every event, and still gets
-every id. In a terminal, `python -m event_source URL` prints a
-stream.
+0.5, save, and press Start. Python now mistakes each pause of a
+second for a dead connection. It reconnects for every event, and
+still gets every id. In a terminal, `python -m event_source URL`
+prints a stream.
 
     curl -N http://127.0.0.1:5000/stream/client
 """

@@ -44,7 +44,7 @@ for step in range(1, 11):
     print("Step", step, "of 10", file=file)
     time.sleep(0.5)
 """
-COMMAND = [sys.executable, "-u", "-c", PROGRAM]  # never a user's
+COMMAND = [sys.executable, "-u", "-c", PROGRAM]  # never from a user
 LOOK_SECONDS = 0.2  # to notice a disconnect, and the program's end
 READ_BYTES = 16 * 1024  # a longer line arrives in pieces
 DAY_MS = 24 * 60 * 60 * 1000  # retry delay: never run it twice
@@ -63,7 +63,7 @@ def stream():
 def run(command):
     pipes = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
     ids = count(1)
-    # In its own session, a program and its children are one group.
+    # A new session puts a program and its children in one group.
     with Popen(command, **pipes, start_new_session=True) as process:
         try:
             yield from output(process, ids)

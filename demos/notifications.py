@@ -6,8 +6,8 @@ nothing about each other. Each event has an id, so a client that was
 disconnected gets what it missed.
 
 Notice: the first event, `begin`, carries an id, so a connection
-that drops before the first notification loses nothing. Stop and
-Start make a new client, which gets only what is sent from then on.
+that drops before the first notification loses nothing. Pressing
+Stop and Start makes a new client: it gets only new notifications.
 
 Try: open a second window, press Start in both, and send a text:
 both receive it. Then, with `flask run --reload`, delete "alert"

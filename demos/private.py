@@ -61,7 +61,7 @@ def log_in():
 def log_out():
     if login := session.get("login"):
         forget(login["id"])
-        # Now each stream of this user checks its own login.
+        # Make each stream of this user check its own login.
         publish(channel_of(login["name"]), Event("", event="ended"))
     session.clear()
     return "", 204
@@ -95,7 +95,7 @@ def stream():
     login = current_login()
     last_event_id = request.headers.get("Last-Event-ID")
     events = subscribe(channel_of(login["name"]), last_event_id)
-    current_login()  # again: `events` misses an earlier logout
+    current_login()  # again: a logout before `subscribe`
     return EventStream(until_logout(events, login))
 
 

@@ -3,8 +3,8 @@
  *
  *     const response = await sendJson("POST", "/jobs", { steps: 100 });
  *
- * Throws an Error whose message you can show. It is the server's `error` or, if
- * the server is unreachable or `signal` is aborted, that of fetch.
+ * Throws an Error whose message you can show: the server's `error`. If the
+ * server is unreachable or `signal` is aborted, it throws fetch's own error.
  */
 export async function sendJson(method, url, value, signal) {
   const headers = { "Content-Type": "application/json" };

@@ -14,7 +14,7 @@ from website.code import read
 
 
 class Answer(NamedTuple):
-    """A question and its answer. GitHub gives the heading the same `id`."""
+    """A question and its answer. `id` is GitHub's anchor for the heading."""
 
     id: str
     question: Markup

@@ -16,7 +16,7 @@ def lesson_files(name: str) -> dict[str, str]:
 
 
 def with_imports(files: dict[str, str]) -> dict[str, str]:
-    """Add the project's files that these files import, directly or not."""
+    """Add the project's files that these files import, even indirectly."""
     found, todo = dict(files), [*files]
     while todo:
         path = todo.pop()
@@ -40,7 +40,7 @@ def imported(files: dict[str, str]) -> set[str]:
 
 @lru_cache(maxsize=100)
 def imports_of(source: str) -> frozenset[str]:
-    """Return what Python code imports. Cached: parsing delays all streams."""
+    """Return what Python code imports. Cached: parsing blocks all streams."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
