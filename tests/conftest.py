@@ -10,6 +10,7 @@ here take one of these fixtures, the most used first:
     server        runs it twice: the app under `flask run` and under gunicorn
     start         `start("flask run", FLASK_MAX_STREAMS="2")` starts a server
     page, site    an empty page in Chromium, and a server for it to open
+    engine        runs it twice: in Firefox and in WebKit, in tests/engines
     online        the app in a process of its own, which asks `upstream`
     redis_server  a Redis server, which the tests share
 
@@ -448,6 +449,16 @@ def lesson_page(page, site):
         return page
 
     return open_lesson
+
+
+@pytest.fixture(scope="session", params=["firefox", "webkit"])
+def engine(request, tmp_path_factory):
+    """Firefox and WebKitGTK, each of which starts once."""
+    from drivers import ENGINES
+
+    running = ENGINES[request.param](tmp_path_factory.mktemp(request.param))
+    yield running
+    running.quit()
 
 
 @pytest.fixture(scope="module", params=COMMANDS)
