@@ -22,7 +22,8 @@ from websocket import create_connection
 MINI_BROWSER = "/usr/lib/*/webkit2gtk-4.*/MiniBrowser"
 TIMEOUT_SECONDS = 60
 HAS_LOADED = """
-(url) => location.href === url && document.readyState === "complete"
+(url) => location.href === url && document.readyState === "complete" &&
+  !window.isOld
 """
 
 
@@ -36,15 +37,15 @@ class Engine(ABC):
         """What the console has shown as an error or a warning."""
 
     @abstractmethod
-    def open(self, url: str) -> None:
-        """Load a page, and wait until it has loaded."""
+    def _open(self, url: str) -> None:
+        """Load a page."""
 
     @abstractmethod
     def _back(self) -> None:
         """Go back one page."""
 
     @abstractmethod
-    def reload(self) -> None:
+    def _reload(self) -> None:
         """Reload the page."""
 
     @abstractmethod
@@ -63,9 +64,21 @@ class Engine(ABC):
     def quit(self) -> None:
         """Stop the browser."""
 
+    # Engines disagree on how long these commands wait.
+    def open(self, url: str) -> None:
+        """Load a page, and wait until it has loaded."""
+        self._open(url)
+        self.wait_for(HAS_LOADED, url)
+
     def back(self, url: str) -> None:
-        """Go back to a page, and wait until it is there."""
+        """Go back to the page with this URL, and wait until it is there."""
         self._back()
+        self.wait_for(HAS_LOADED, url)
+
+    def reload(self) -> None:
+        """Reload the page, and wait until it has loaded."""
+        url = self.run("() => { window.isOld = true; return location.href; }")
+        self._reload()
         self.wait_for(HAS_LOADED, url)
 
     def wait_for(self, function: str, *arguments, seconds: float = 30):
@@ -133,13 +146,13 @@ class Firefox(Engine):
         assert answer["type"] == "success", answer
         return answer["result"]
 
-    def open(self, url: str) -> None:
+    def _open(self, url: str) -> None:
         self._navigate("navigate", url=url, wait="complete")
 
     def _back(self) -> None:
         self._navigate("traverseHistory", delta=-1)
 
-    def reload(self) -> None:
+    def _reload(self) -> None:
         self._navigate("reload", wait="complete")
 
     def _navigate(self, method: str, **parameters) -> None:
@@ -240,13 +253,13 @@ class WebKit(Engine):
         assert answer.ok, value
         return value
 
-    def open(self, url: str) -> None:
+    def _open(self, url: str) -> None:
         self._navigate("/url", url=url)
 
     def _back(self) -> None:
         self._navigate("/back")
 
-    def reload(self) -> None:
+    def _reload(self) -> None:
         self._navigate("/refresh")
 
     def _navigate(self, path: str, **parameters) -> None:
