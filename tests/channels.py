@@ -35,7 +35,7 @@ def fresh_broker(monkeypatch) -> Iterator[None]:
     `create_app` plugs in another broker, so create the app first or not at all.
     """
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)  # threads end soon
-    monkeypatch.setattr(redis_broker, "LOAD_SECONDS", 60)
+    monkeypatch.setattr(redis_broker, "LOAD_SECONDS", 20)
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.01)
     monkeypatch.setattr(broker, "BROKER", MemoryBroker())
     yield

@@ -104,7 +104,7 @@ class Follower(threading.Thread):
 def _quick_and_few(app, monkeypatch):
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
-    monkeypatch.setattr(redis_broker, "LOAD_SECONDS", 60)
+    monkeypatch.setattr(redis_broker, "LOAD_SECONDS", 20)
     monkeypatch.setattr(background, "PULSE_SECONDS", 0.05)
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(background, "MAX_AT_ONCE", SLOTS)
@@ -118,6 +118,7 @@ def end_all() -> None:
     while Job.running:
         Job.running.pop().send(FINISHED)
     wait_until(all_slots_are_free)
+    wait_until(lambda: not background._watched)
 
 
 def all_slots_are_free() -> bool:
@@ -464,10 +465,9 @@ def test_a_stop_works_even_if_the_job_is_faster(store, stop, monkeypatch):
         found = newest(channel)
         if threading.current_thread() is threading.main_thread():
             job.send("a")
-            wait_until(lambda: newest(channel).id != found.id)
+            wait_until(lambda: newest(channel).data == "a")
         return found
 
-    monkeypatch.setattr(background, "PULSE_SECONDS", 10)
     job = Job()
     monkeypatch.setattr(background, "newest", late_newest)
     stop(job.id)
@@ -682,11 +682,11 @@ def test_a_silent_job_is_not_lost(store, follow, monkeypatch):
         )
         checks.append(seconds)
 
+    checks, job = [], Job()
     watch = SimpleNamespace(sleep=sleep_until_the_next_pulse)
     monkeypatch.setattr(background, "time", watch)
     monkeypatch.setattr(background, "RETRY_SECONDS", 1)
     monkeypatch.setattr(background, "LOST_SECONDS", 2)
-    checks, job = [], Job()
     follower = Follower(follow(job.id))
     wait_until(lambda: len(checks) > 5)
     job.send(FINISHED)
