@@ -145,7 +145,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        self.process.wait(10)
+        self.process.wait(60)
         self._reader.join()
         self.process.stdout.close()
 
@@ -243,7 +243,7 @@ class RedisServer:
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def open_stream(server: Server, name: str) -> Client:

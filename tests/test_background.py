@@ -270,6 +270,7 @@ def test_a_late_client_gets_the_end_and_then_204(store, follow, end):
     wait_until(job.has_ended)
     (event,) = read(follow(job.id, from_newest=True))
     assert pairs([event]) == pairs(parse_events([end.encode()]))
+    wait_until(lambda: not background._watched)
     for _ in range(2):
         again = follow(job.id, event.id)
         assert (again.status_code, again.get_data()) == (204, b"")
@@ -561,6 +562,7 @@ def orphan(request, store) -> str:
     publish(f"jobs:{id}", Event("", event="started"))
     publish(f"jobs:{id}", Event("a"))
     yield id
+    wait_until(lambda: not background._watched)
     broker.forget(f"jobs:{id}")
 
 
