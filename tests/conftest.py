@@ -226,10 +226,10 @@ class Client:
 class RedisServer:
     """A Redis server that loses no data when it is killed."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *options: str):
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
+        self._folder, self._options = folder, options
         self.start()
 
     def start(self) -> None:
@@ -238,7 +238,7 @@ class RedisServer:
                 need("redis-server"),
                 *("--port", str(self.port), "--dir", str(self._folder)),
                 *("--appendonly", "yes", "--appendfsync", "always"),
-                *("--save", ""),
+                *("--save", "", *self._options),
             ],
             stdout=subprocess.DEVNULL,
         )
