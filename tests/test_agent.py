@@ -369,11 +369,10 @@ def test_a_disconnect_during_a_long_tool_call_closes_the_connection(
     [
         ("question=Hi", {"Last-Event-ID": "1"}, 204),
         ("question=Hi", {"Last-Event-ID": ""}, 204),
-        ("question=Hi", {"Sec-Fetch-Site": "same-site"}, 403),
-        ("", {}, 400),
+        ("question=", {}, 400),
         ("question=" + "x" * 4001, {}, 400),
     ],
-    ids=["reconnect", "without an id", "another site", "nothing", "too long"],
+    ids=["reconnect", "without an id", "empty", "too long"],
 )
 def test_a_refused_request_costs_nothing(
     client, upstream, query, headers, status

@@ -233,16 +233,12 @@ def test_a_text_may_have_500_characters_escaped_or_not(client, is_ascii):
 
 
 def test_a_rejected_text_is_not_published(client):
-    good = b'{"text": "no"}'
-    for body, headers, status in [
-        (b'{"text": ""}', {}, 400),
-        (b'{"text": "%b"}' % (501 * b"x"), {}, 400),
-        (good.ljust(MAX_BODY_BYTES + 1), {}, 413),
-        (good, {"Sec-Fetch-Site": "cross-site"}, 403),
+    for body, status in [
+        (b'{"text": ""}', 400),
+        (b'{"text": "%b"}' % (501 * b"x"), 400),
+        (b'{"text": "no"}'.ljust(MAX_BODY_BYTES + 1), 413),
     ]:
-        answer = client.post(
-            "/broadcast", data=body, content_type=JSON, headers=headers
-        )
+        answer = client.post("/broadcast", data=body, content_type=JSON)
         assert answer.status_code == status, body[:40]
         if status == 400:
             assert answer.json == {"error": NO_TEXT}

@@ -100,11 +100,10 @@ def test_text_is_sent_immediately_and_a_disconnect_stops_the_model(
     [
         ("prompt=Hi", {"Last-Event-ID": "1"}, 204),
         ("prompt=Hi", {"Last-Event-ID": ""}, 204),
-        ("prompt=Hi", {"Sec-Fetch-Site": "same-site"}, 403),
-        ("", {}, 400),
+        ("prompt=", {}, 400),
         ("prompt=" + "x" * 4001, {}, 400),
     ],
-    ids=["reconnect", "without an id", "another site", "no prompt", "too long"],
+    ids=["reconnect", "without an id", "empty", "too long"],
 )
 def test_a_refused_request_costs_nothing(
     client, upstream, query, headers, status

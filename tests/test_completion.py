@@ -65,8 +65,8 @@ def test_an_answer_is_one_message_per_delta_and_then_done(client, upstream):
     )
 
 
-@pytest.mark.parametrize("prompt", [" 你好\n& = 😀 ", "😀" * 4000])
-def test_the_prompt_goes_to_the_upstream_with_the_key(client, upstream, prompt):
+def test_the_prompt_goes_to_the_upstream_with_the_key(client, upstream):
+    prompt = " 你好\n& = 😀 "
     body = client.get(f"/completion?prompt={quote(prompt)}").data
     assert without_comments(body) == answered("Hello") + FINISHED
     (request,) = upstream.requests
@@ -119,7 +119,8 @@ def test_text_is_sent_immediately_and_a_disconnect_stops_the_model(
     online, upstream
 ):
     upstream.answer = stream(PAUSE, delta("Hello"), end="silent")
-    with online.get(PROMPT) as client:
+    longest = quote("😀" * 4000)
+    with online.get(f"/completion?prompt={longest}") as client:
         chunks = client.chunks()
         assert next(chunks) == RETRY
         wait_until(lambda: upstream.requests)
@@ -136,11 +137,10 @@ def test_text_is_sent_immediately_and_a_disconnect_stops_the_model(
     [
         ("prompt=Hi", {"Last-Event-ID": "1"}, 204),
         ("prompt=Hi", {"Last-Event-ID": ""}, 204),
-        ("prompt=Hi", {"Sec-Fetch-Site": "same-site"}, 403),
-        ("", {}, 400),
+        ("prompt=", {}, 400),
         ("prompt=" + "x" * 4001, {}, 400),
     ],
-    ids=["reconnect", "without an id", "another site", "no prompt", "too long"],
+    ids=["reconnect", "without an id", "empty", "too long"],
 )
 def test_a_refused_request_costs_nothing(
     client, upstream, query, headers, status
