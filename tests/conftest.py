@@ -9,6 +9,7 @@ here take one of these fixtures, the most used first:
     store         runs the test twice: with channels in memory and in Redis
     server        runs it twice: the app under `flask run` and under gunicorn
     start         `start("flask run", FLASK_MAX_STREAMS="2")` starts a server
+    live          the app in a thread, so that a test may set its constants
     page, site    an empty page in Chromium, and a server for it to open
     online        the app in a process of its own, which asks `upstream`
     redis_server  a Redis server, which the tests share
@@ -42,6 +43,7 @@ from typing import NoReturn
 import pytest
 import redis
 from upstream import HELLO, KEY, Upstream, reserved_port, stream
+from werkzeug.serving import make_server
 
 import broker
 import redis_broker
@@ -154,6 +156,24 @@ class Server:
 
     def post(self, path: str, body: bytes = b"", **headers: str) -> "Client":
         return Client(self.port, "POST", path, body, headers)
+
+
+class LiveServer(Server):
+    """An app in a thread of this process, served as `flask run` does."""
+
+    def __init__(self, app):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server = make_server("127.0.0.1", self.port, app, threaded=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=[0.01]
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
 
 class Client:
@@ -310,6 +330,13 @@ def app():
 @pytest.fixture
 def client(app):
     return app.test_client()
+
+
+@pytest.fixture
+def live(app) -> Iterator[LiveServer]:
+    running = LiveServer(app)
+    yield running
+    running.stop()
 
 
 @pytest.fixture(autouse=True)
