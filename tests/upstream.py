@@ -59,7 +59,7 @@ class Connection:
 
     def pause(self) -> None:
         """Wait for the test to call `resume()`."""
-        self._steps.acquire(timeout=10)
+        self._steps.acquire(timeout=60)
 
     def resume(self) -> None:
         self._steps.release()
