@@ -3,6 +3,8 @@
 import pytest
 from conftest import NAMES, Server
 
+from demos import html
+
 APP = "flask --app tests/engines/recording_app.py run"
 START = "#start, #form button:not([type])"
 
@@ -82,3 +84,44 @@ def test_a_lesson_starts_stops_and_survives_back_and_reload(engine, site, name):
     stop(engine)
     problems, engine.problems = engine.problems, []
     assert problems == []
+
+
+HAS_TEXT = """
+(pattern) => [...document.querySelectorAll("#timeline text")]
+  .some(({ textContent }) => RegExp(pattern).test(textContent))
+"""
+COUNT = "(selector) => document.querySelectorAll(selector).length"
+
+
+def test_the_timeline_draws_bars_marks_a_gap_and_the_last_event_id(
+    engine, site
+):
+    engine.open(f"{site.url}/demos/numbers")
+    start(engine)
+    engine.wait_for(HAS_TEXT, "^2$")
+    assert engine.run(COUNT, "#timeline circle.mark")
+    assert engine.run(COUNT, "#timeline rect.bar") == 1
+    engine.run(PRESS, "button", "Cut the connection")
+    engine.wait_for(HAS_TEXT, r"^connection lost for \d\.\d s$")
+    engine.wait_for(HAS_TEXT, r"^reconnected, Last-Event-ID: \d+$")
+    assert engine.run(COUNT, "#timeline rect.bar") == 2
+    assert engine.run(COUNT, "#timeline line.waiting") == 1
+    stop(engine)
+
+
+HAS_PAINTED = """
+() => frame.contentDocument.readyState === "loading" &&
+  frame.contentWindow.performance.getEntriesByName("first-contentful-paint")
+    .length === 1
+"""
+
+
+def test_a_page_is_painted_while_its_slow_parts_are_still_missing(
+    engine, live, monkeypatch
+):
+    for part in html.PARTS:
+        monkeypatch.setitem(html.PARTS, part, 600)
+    engine.open(f"{live.url}/demos/html")
+    engine.run(PRESS, START, "")
+    engine.wait_for(HAS_PAINTED)
+    stop(engine)
