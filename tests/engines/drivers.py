@@ -20,7 +20,7 @@ from conftest import VIEWPORT, free_port, need, wait_until
 from websocket import create_connection
 
 MINI_BROWSER = "usr/lib/*/webkit*gtk-*/MiniBrowser"
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 100  # more than a slow machine needs to start a browser
 HAS_LOADED = """
 (url) => location.href === url && document.readyState === "complete" &&
   !window.isOld
@@ -59,6 +59,18 @@ class Engine(ABC):
     @abstractmethod
     def picture(self) -> bytes:
         """Return what the window shows, as a PNG file."""
+
+    @abstractmethod
+    def new_tab(self) -> str:
+        """Open a tab, and return its name."""
+
+    @abstractmethod
+    def switch(self, tab: str) -> None:
+        """Use this tab from now on."""
+
+    @abstractmethod
+    def close_tab(self) -> None:
+        """Close the tab in use."""
 
     @abstractmethod
     def quit(self) -> None:
@@ -132,7 +144,8 @@ class Firefox(Engine):
         self._call("session.new", capabilities={"alwaysMatch": options})
         self._call("session.subscribe", events=["log.entryAdded"])
         tree = self._call("browsingContext.getTree")
-        self._window = {"context": tree["contexts"][0]["context"]}
+        self.first_tab = tree["contexts"][0]["context"]
+        self.switch(self.first_tab)
         self.resize(**VIEWPORT)
 
     def _call(self, method: str, **parameters) -> dict:
@@ -177,6 +190,15 @@ class Firefox(Engine):
     def picture(self) -> bytes:
         answer = self._call("browsingContext.captureScreenshot", **self._window)
         return base64.b64decode(answer["data"])
+
+    def new_tab(self) -> str:
+        return self._call("browsingContext.create", type="tab")["context"]
+
+    def switch(self, tab: str) -> None:
+        self._window = {"context": tab}
+
+    def close_tab(self) -> None:
+        self._call("browsingContext.close", **self._window)
 
     def quit(self) -> None:
         self._call("browser.close")
@@ -240,6 +262,7 @@ class WebKit(Engine):
             "POST", "/session", capabilities={"alwaysMatch": wanted}
         )
         self._url += f"/session/{answer['sessionId']}"
+        self.first_tab = self._call("GET", "/window")
         self.resize(**VIEWPORT)
 
     def _call(self, method: str, path: str, **parameters):
@@ -300,6 +323,15 @@ class WebKit(Engine):
 
     def picture(self) -> bytes:
         return base64.b64decode(self._call("GET", "/screenshot"))
+
+    def new_tab(self) -> str:
+        return self._call("POST", "/window/new", type="tab")["handle"]
+
+    def switch(self, tab: str) -> None:
+        self._call("POST", "/window", handle=tab)
+
+    def close_tab(self) -> None:
+        self._call("DELETE", "/window")
 
     def quit(self) -> None:
         self._call("DELETE", "")
