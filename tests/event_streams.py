@@ -554,3 +554,10 @@ DIFFERENCES = {
         "UTF-16 BOM; BOM cut in two": {"streams": {"BOM of UTF-16": []}},
     },
 }
+
+# engine: the least time before it reconnects by default, and with retry: 1
+LEAST_WAITS_MS = {
+    "chromium": (3000, 0),
+    "firefox": (5000, 500),
+    "webkit": (3000, 0),
+}

@@ -3,7 +3,7 @@ import re
 
 import pytest
 from conftest import NAMES, PROJECT
-from event_streams import DIFFERENCES
+from event_streams import DIFFERENCES, LEAST_WAITS_MS
 from selectolax.lexbor import LexborHTMLParser
 
 from demos import LESSONS
@@ -71,6 +71,9 @@ def test_the_cheat_sheet_lists_the_known_differences_of_each_engine(client):
     for engine, differences in DIFFERENCES.items():
         has = {what for what in known if rows[what][engine] != "–"}
         assert has == {str(prose(what)) for what in differences}, engine
+    for engine, (default_ms, _) in LEAST_WAITS_MS.items():
+        shown = rows["default reconnection time"][engine]
+        assert shown == f"{default_ms // 1000} s"
 
 
 @pytest.mark.parametrize(

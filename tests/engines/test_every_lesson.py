@@ -1,5 +1,7 @@
 """Every lesson works in Firefox and WebKit, also after Back and Reload."""
 
+import signal
+
 import pytest
 from conftest import NAMES, Server
 
@@ -125,3 +127,71 @@ def test_a_page_is_painted_while_its_slow_parts_are_still_missing(
     engine.run(PRESS, START, "")
     engine.wait_for(HAS_PAINTED)
     stop(engine)
+
+
+# What each page says after the server was killed. None: it reconnects.
+CRASH = {
+    "before_sse": None,
+    "private": None,
+    "clock": None,
+    "numbers": None,
+    "batch": None,
+    "reconnect": None,
+    "client": None,
+    "broadcast": None,
+    "notifications": None,
+    "prices": None,
+    "document": None,
+    "chat": "The connection failed.",
+    "completion": "The connection failed.",
+    "markdown": "The connection failed.",
+    "agent": "The connection failed.",
+    "resume": "There is no such answer here.",
+    "six_connections": None,
+}
+HAS_RECONNECTED = f"""
+() => {CONNECTIONS}.some(({{ kind, opened }}) =>
+  kind === "EventSource" && opened > window.killed)
+"""
+SAYS = "(text) => document.querySelector('.live').textContent.includes(text)"
+
+
+def host(number: int) -> str:
+    """Return an address for a lesson, shared by at most two.
+
+    A browser opens six connections to a host. The last lesson needs them all.
+    """
+    return f"127.0.0.{2 + number // 2}"
+
+
+@pytest.mark.timeout(600)
+def test_lessons_reconnect_or_say_that_they_failed_after_a_crash(engine):
+    options = {
+        "FLASK_OFFLINE_WORD_SECONDS": "5",
+        "FLASK_RUN_HOST": "0.0.0.0",
+        "SECRET_KEY": "of the test, and of no use elsewhere",
+    }
+    server = Server(APP, **options)
+    tabs = {}
+    for number, name in enumerate(CRASH):
+        tabs[name] = engine.new_tab()
+        engine.switch(tabs[name])
+        engine.open(f"http://{host(number)}:{server.port}/demos/{name}")
+        engine.run(PREPARE)
+        engine.run(PRESS, START, "")
+        engine.wait_for(IS_OPEN)
+    server.stop(signal.SIGKILL)
+    for tab in tabs.values():
+        engine.switch(tab)
+        engine.run("() => { window.killed = performance.now(); }")
+    with Server(APP, port=server.port, **options):
+        for name, sentence in CRASH.items():
+            engine.switch(tabs[name])
+            engine.wait_for(
+                *((SAYS, sentence) if sentence else [HAS_RECONNECTED])
+            )
+    for tab in tabs.values():
+        engine.switch(tab)
+        engine.close_tab()
+    engine.switch(engine.first_tab)
+    engine.problems.clear()
