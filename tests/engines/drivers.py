@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-from abc import ABC, abstractmethod
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -27,54 +26,11 @@ HAS_LOADED = """
 """
 
 
-class Engine(ABC):
-    """A browser with one window."""
+class Engine:
+    """A browser. Each subclass knows how to control one."""
 
-    name: str
-
-    def __init__(self):
-        self.problems: list[str] = []
-        """What the console has shown as an error or a warning."""
-
-    @abstractmethod
-    def _open(self, url: str) -> None:
-        """Load a page."""
-
-    @abstractmethod
-    def _back(self) -> None:
-        """Go back one page."""
-
-    @abstractmethod
-    def _reload(self) -> None:
-        """Reload the page."""
-
-    @abstractmethod
-    def run(self, function: str, *arguments):
-        """Call a JavaScript function in the page, and return its result."""
-
-    @abstractmethod
-    def resize(self, width: int, height: int) -> None:
-        """Set the size of the page, in pixels."""
-
-    @abstractmethod
-    def picture(self) -> bytes:
-        """Return what the window shows, as a PNG file."""
-
-    @abstractmethod
-    def new_tab(self) -> str:
-        """Open a tab, and return its name."""
-
-    @abstractmethod
-    def switch(self, tab: str) -> None:
-        """Use this tab from now on."""
-
-    @abstractmethod
-    def close_tab(self) -> None:
-        """Close the tab in use."""
-
-    @abstractmethod
-    def quit(self) -> None:
-        """Stop the browser."""
+    problems: list[str]
+    """What the console has shown as an error or a warning."""
 
     # Engines disagree on how long these commands wait.
     def open(self, url: str) -> None:
@@ -114,7 +70,7 @@ class Firefox(Engine):
     name = "firefox"
 
     def __init__(self, folder: Path):
-        super().__init__()
+        self.problems = []
         binary = need("firefox", "firefox-esr")
         log = folder / "log"
         with log.open("w") as output:
@@ -172,6 +128,7 @@ class Firefox(Engine):
         self._call(f"browsingContext.{method}", **self._window, **parameters)
 
     def run(self, function: str, *arguments):
+        """Call a JavaScript function in the page, and return its result."""
         answer = self._call(
             "script.callFunction",
             functionDeclaration=f"""async (text) =>
@@ -184,6 +141,7 @@ class Firefox(Engine):
         return json.loads(answer["result"]["value"])[0]
 
     def resize(self, width: int, height: int) -> None:
+        """Set the size of the page, in pixels."""
         size = {"width": width, "height": height}
         self._call("browsingContext.setViewport", **self._window, viewport=size)
 
@@ -216,7 +174,7 @@ class WebKit(Engine):
     name = "webkit"
 
     def __init__(self, folder: Path):
-        super().__init__()
+        self.problems = []
         driver = need("WebKitWebDriver")
         display = folder / "display"
         with display.open("w") as file:
@@ -232,7 +190,12 @@ class WebKit(Engine):
         port = free_port()
         self._driver = subprocess.Popen(
             [driver, f"--port={port}"],
-            env=os.environ | {"DISPLAY": f":{display.read_text().strip()}"},
+            env=os.environ
+            | {
+                "DISPLAY": f":{display.read_text().strip()}",
+                # A container may not allow a sandbox. All pages are ours.
+                "WEBKIT_DISABLE_SANDBOX_THIS_IS_DANGEROUS": "1",
+            },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

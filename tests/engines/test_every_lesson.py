@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from conftest import NAMES, Server
+from conftest import NAMES, Server, wait_until
 
 from demos import html
 
@@ -71,6 +71,15 @@ def start(engine) -> None:
 def stop(engine) -> None:
     engine.run(PRESS, "button", "Stop")
     engine.wait_for(IS, "closed")
+
+
+def test_an_error_in_a_page_is_recorded(engine, site):
+    engine.open(site.url)
+    engine.run("() => { setTimeout(() => { throw Error('late'); }); }")
+    wait_until(lambda: engine.run("() => 1") and engine.problems)
+    (problem,) = engine.problems
+    assert "late" in problem
+    engine.problems.clear()
 
 
 @pytest.mark.parametrize("name", NAMES)
