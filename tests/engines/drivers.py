@@ -49,7 +49,7 @@ class Engine:
         self._reload()
         self.wait_for(HAS_LOADED, url)
 
-    def wait_for(self, function: str, *arguments, seconds: float = 30):
+    def wait_for(self, function: str, *arguments, seconds: float = 60):
         """Wait until a function returns something true, and return that."""
         found = []
 

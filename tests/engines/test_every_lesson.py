@@ -5,6 +5,7 @@ import signal
 import pytest
 from conftest import NAMES, Server, wait_until
 
+import background
 from demos import html
 
 APP = "flask --app tests/engines/recording_app.py run"
@@ -141,7 +142,7 @@ def test_a_page_is_painted_while_its_slow_parts_are_still_missing(
 # What each page says after the server was killed. None: it reconnects.
 CRASH = {
     "before_sse": None,
-    "private": None,
+    "private": "The server rejected the stream: log in.",
     "clock": None,
     "numbers": None,
     "batch": None,
@@ -155,14 +156,17 @@ CRASH = {
     "completion": "The connection failed.",
     "markdown": "The connection failed.",
     "agent": "The connection failed.",
-    "resume": "There is no such answer here.",
+    "resume": background.LOST,
     "six_connections": None,
 }
 HAS_RECONNECTED = f"""
-() => {CONNECTIONS}.some(({{ kind, opened }}) =>
+(lesson) => {CONNECTIONS}.some(({{ kind, opened }}) =>
   kind === "EventSource" && opened > window.killed)
 """
-SAYS = "(text) => document.querySelector('.live').textContent.includes(text)"
+SAYS = """
+(lesson, text) => [...document.querySelectorAll(".live > :not(script)")]
+  .some(({ textContent }) => textContent.includes(text))
+"""
 
 
 def host(number: int) -> str:
@@ -196,9 +200,10 @@ def test_lessons_reconnect_or_say_that_they_failed_after_a_crash(engine):
     with Server(APP, port=server.port, **options):
         for name, sentence in CRASH.items():
             engine.switch(tabs[name])
-            engine.wait_for(
-                *((SAYS, sentence) if sentence else [HAS_RECONNECTED])
-            )
+            if sentence is None:
+                engine.wait_for(HAS_RECONNECTED, name)
+            else:
+                engine.wait_for(SAYS, name, sentence)
     for tab in tabs.values():
         engine.switch(tab)
         engine.close_tab()
