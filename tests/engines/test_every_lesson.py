@@ -75,7 +75,7 @@ def stop(engine) -> None:
 
 
 def test_an_error_in_a_page_is_recorded(engine, site):
-    engine.open(site.url)
+    engine.open(f"{site.url}/")
     engine.run("() => { setTimeout(() => { throw Error('late'); }); }")
     wait_until(lambda: engine.run("() => 1") and engine.problems)
     (problem,) = engine.problems
