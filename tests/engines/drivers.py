@@ -5,7 +5,6 @@ same source as the engine. So nothing here needs a driver that someone else must
 keep up to date.
 """
 
-import base64
 import json
 import os
 import re
@@ -145,10 +144,6 @@ class Firefox(Engine):
         size = {"width": width, "height": height}
         self._call("browsingContext.setViewport", **self._window, viewport=size)
 
-    def picture(self) -> bytes:
-        answer = self._call("browsingContext.captureScreenshot", **self._window)
-        return base64.b64decode(answer["data"])
-
     def new_tab(self) -> str:
         return self._call("browsingContext.create", type="tab")["context"]
 
@@ -283,9 +278,6 @@ class WebKit(Engine):
             )
             size = {"width": width + frame[0], "height": height + frame[1]}
             self._call("POST", "/window/rect", **size)
-
-    def picture(self) -> bytes:
-        return base64.b64decode(self._call("GET", "/screenshot"))
 
     def new_tab(self) -> str:
         return self._call("POST", "/window/new", type="tab")["handle"]
