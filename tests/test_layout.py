@@ -130,9 +130,8 @@ def pinned(path: str) -> list[str]:
 def packages(*folders: str) -> set[str]:
     """Return the packages that the Python files in these folders import."""
     files = [path for one in folders for path in PROJECT.glob(f"{one}/*.py")]
-    names = {
-        name.partition(".")[0] for name in set().union(*map(imports, files))
-    }
+    code = "\n".join(path.read_text("utf-8") for path in files)
+    names = set(re.findall(r"^ *(?:import|from) (\w+)", code, re.M))
     installed = packages_distributions()
     return {one.lower() for name in names for one in installed.get(name, ())}
 

@@ -153,7 +153,7 @@ def test_a_stop_ends_all_connections_and_runs_every_cleanup(
 ):
     # gunicorn starts from any folder.
     command = f"{FOR_EVER} -c {PROJECT}/gunicorn.conf.py"
-    server = start(command, folder=tmp_path, **PROBE)
+    server = start(command, folder=tmp_path, LIMIT_SECONDS="600", **PROBE)
     with ExitStack() as opened:
         paths = ["/sse?interval=10"] * FEW + ["/slow-clean-up"]
         clients = [opened.enter_context(server.get(path)) for path in paths]
@@ -316,7 +316,7 @@ def impatient() -> Iterator[Server]:
     """A server with short timeouts, and with room for few connections."""
     command = f"gunicorn --keep-alive {SHORT_SECONDS} probe:app"
     command += f" --worker-connections {FEW}"
-    environ = {**PROBE, "SHORT_SECONDS": str(SHORT_SECONDS)}
+    environ = {**PROBE, "LIMIT_SECONDS": str(SHORT_SECONDS)}
     with Server(command, **environ) as running:
         yield running
     assert running.logged("Traceback") == []
