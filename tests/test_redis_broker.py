@@ -760,7 +760,7 @@ def notify_all(servers, stored_at: RedisServer, texts: list[str]) -> None:
 def kill(server: Server) -> None:
     for pid in (server.process.pid, *workers_of(server)):
         os.kill(pid, signal.SIGKILL)
-    server.process.wait(10)
+    server.process.wait(60)
 
 
 def test_clients_of_two_instances_get_each_event_once_and_in_order(
