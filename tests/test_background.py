@@ -196,7 +196,7 @@ TOO_MANY = failed("The job published too many events.")
 
 
 def test_a_client_gets_exactly_these_bytes(store, follow, monkeypatch):
-    monkeypatch.setattr(background, "PULSE_SECONDS", 10)
+    monkeypatch.setattr(background, "PULSE_SECONDS", 1000)
     job = Job()
     job.send("a\nb", FINISHED)
     response = follow(job.id)
@@ -681,7 +681,7 @@ def test_a_job_that_was_declared_lost_publishes_no_more_events(
     store, follow, monkeypatch
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.1)
-    monkeypatch.setattr(background, "PULSE_SECONDS", 10)
+    monkeypatch.setattr(background, "PULSE_SECONDS", 1000)
     job = Job()
     assert pairs(read(follow(job.id))) == [STARTED, LOST]
     job.send("a", FINISHED)
@@ -808,7 +808,7 @@ def test_a_failure_while_redis_is_down_is_published_afterwards(
     own_store, follow, monkeypatch, caplog
 ):
     monkeypatch.setattr(background, "LOST_SECONDS", 5)
-    monkeypatch.setattr(background, "PULSE_SECONDS", 10)
+    monkeypatch.setattr(background, "PULSE_SECONDS", 1000)
     job = Job()
     own_store.stop()
     job.send(RuntimeError("secret"))
@@ -820,12 +820,12 @@ def test_a_failure_while_redis_is_down_is_published_afterwards(
 def test_clients_get_an_end_even_if_redis_was_emptied(
     own_store, follow, monkeypatch
 ):
-    monkeypatch.setattr(background, "LOST_SECONDS", 0.5)
     job = Job()
     job.send("a")
     follower = Follower(follow(job.id))
     wait_until(lambda: follower.has(A))
     own_store.client().flushall()
+    monkeypatch.setattr(background, "LOST_SECONDS", 0.1)
     assert follower.result()[-1] == LOST
     assert pairs(read(follow(job.id))) == [LOST]
     wait_until(job.interrupted.is_set)
@@ -835,7 +835,7 @@ def test_clients_get_an_end_even_if_redis_was_emptied(
 def test_a_job_with_lost_events_does_not_finish(
     own_store, monkeypatch, next_text
 ):
-    monkeypatch.setattr(background, "PULSE_SECONDS", 10)
+    monkeypatch.setattr(background, "PULSE_SECONDS", 1000)
     job = Job()
     job.send("a", "b")
     wait_until(lambda: B in pairs(job.stored()))
@@ -849,8 +849,7 @@ def test_a_job_with_lost_events_does_not_finish(
 def test_clients_get_one_end_even_if_redis_was_rolled_back(
     own_store, follow, monkeypatch
 ):
-    monkeypatch.setattr(background, "LOST_SECONDS", 0.5)
-    monkeypatch.setattr(background, "PULSE_SECONDS", 10)
+    monkeypatch.setattr(background, "PULSE_SECONDS", 1000)
     redis, job = own_store.client(), Job()
     key = f"sse:{job.channel}"
     job.send("a")

@@ -338,10 +338,13 @@ def test_a_client_that_subscribes_while_the_pulse_ends_gets_a_new_one(
     channel, monkeypatch
 ):
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0)
-    for _ in range(30):
-        with closing(subscribe(channel)) as events:
-            assert take_texts(events, 1) == ["begin"]
-            assert next(events) is None
+    alarm = threading.Timer(60, publish, [channel, Event("no pulse")])
+    alarm.start()  # so that the test does not wait forever
+    with closing(SimpleNamespace(close=alarm.cancel)):
+        for _ in range(30):
+            with closing(subscribe(channel)) as events:
+                assert take_texts(events, 1) == ["begin"]
+                assert next(events) is None
 
 
 @pytest.mark.usefixtures("hasty_threads")
