@@ -365,6 +365,14 @@ def test_a_pulse_during_a_publish_delays_no_client(channel, read, monkeypatch):
 A = PublishedEvent("1-0", Event("a"))
 
 
+def test_new_and_forgotten_events_wake_waiting_clients():
+    log = Log()
+    for change in (lambda: log.append(A, 9), log.start_over):
+        arrived = log.tail.arrived
+        change()
+        assert arrived.is_set()
+
+
 def test_an_event_that_ends_a_silence_arrives_without_none():
     """The pulse may arrive late, after an event has been appended."""
     log = Log()
