@@ -448,12 +448,14 @@ def test_a_stop_works_even_if_the_job_is_faster(store, stop, monkeypatch):
         found = newest(channel)
         if threading.current_thread() is threading.main_thread():
             job.send("a")
-            wait_until(lambda: newest(channel).data == "a")
+            wait_until(lambda: newest(channel).id != found.id)
         return found
 
+    monkeypatch.setattr(background, "PULSE_SECONDS", 1000)
     job = Job()
     monkeypatch.setattr(background, "newest", late_newest)
     stop(job.id)
+    job.send("b")
     wait_until(job.closed.is_set)
     assert pairs(job.stored()) == [STARTED, A, STOPPED]
 

@@ -189,7 +189,7 @@ def test_a_block_is_finished_once_later_text_cannot_change_it(text):
     assert len(list(markdown.take_finished())) == FINISHED[text]
 
 
-@settings(deadline=None, derandomize=True, max_examples=80)
+@settings(deadline=None, derandomize=True, max_examples=150)
 @given(
     st.lists(st.sampled_from(ATOMS), max_size=40).map("".join),
     st.randoms(use_true_random=False),
