@@ -24,7 +24,6 @@ from demos import agent
 from event_source import parse_events
 
 RETRY = b"retry: 86400000\n"
-FINISHED = b"event: done\ndata: [DONE]\n\n"
 PATH = "/stream/agent?question=Hi"
 QUESTION = {"role": "user", "content": "Hi"}
 
@@ -83,16 +82,20 @@ def events_of(body: bytes) -> list[tuple[str, object]]:
 # The conversation
 
 
-def test_sends_exactly_these_bytes(client, upstream):
+def test_sends_exactly_these_bytes_and_returns_results_to_the_model(
+    client, upstream
+):
     upstream.answer = in_turn(
         upstream,
         stream(
             ROLE,
             chunk({"content": None, "reasoning_content": "Add\n"}),
             chunk({"reasoning_content": " them."}),
+            delta("One"),
+            delta(" moment"),
             pieces(first(0, "a", "get_sum")),
             pieces(piece(0, '{"numbers":')),
-            pieces(piece(0, " [1, 2]}")),
+            pieces(piece(0, " [1, 2]}"), first(1, **flat(OTHER))),
             *END,
         ),
         stream(*HELLO),
@@ -103,28 +106,17 @@ def test_sends_exactly_these_bytes(client, upstream):
         RETRY
         + b"id: 1\nevent: thinking\ndata: Add\ndata: \n\n"
         + b"id: 1\nevent: thinking\ndata:  them.\n\n"
+        + b"id: 1\nevent: text\ndata: One\n\n"
+        + b"id: 1\nevent: text\ndata:  moment\n\n"
         + b'event: tool\ndata: {"id":"a","name":"get_sum",'
         + b'"arguments":"{\\"numbers\\": [1, 2]}"}\n\n'
         + b'event: result\ndata: {"tool_call_id":"a","content":"3"}\n\n'
+        + b'event: tool\ndata: {"id":"b","name":"get_sum",'
+        + b'"arguments":"{\\"numbers\\": [30, 4]}"}\n\n'
+        + b'event: result\ndata: {"tool_call_id":"b","content":"34"}\n\n'
         + b"id: 1\nevent: text\ndata: Hello\n\n"
-        + FINISHED
+        + b"event: done\ndata: [DONE]\n\n"
     )
-
-
-def test_the_model_gets_its_message_back_and_then_the_results(client, upstream):
-    upstream.answer = in_turn(
-        upstream,
-        stream(
-            chunk({"role": "assistant", "reasoning_content": "Hm"}),
-            chunk({"reasoning_content": "."}),
-            delta("One"),
-            delta(" moment"),
-            pieces(first(0, **flat(SUM)), first(1, **flat(OTHER))),
-            *END,
-        ),
-        stream(*HELLO),
-    )
-    assert events_of(client.get(PATH).data)[-1] == ("done", "[DONE]")
     asked, again = [request.json for request in upstream.requests]
     assert asked["messages"] == [QUESTION]
     assert asked["tools"] == again["tools"] == agent.TOOLS
@@ -133,7 +125,7 @@ def test_the_model_gets_its_message_back_and_then_the_results(client, upstream):
         {
             "role": "assistant",
             "content": "One moment",
-            "reasoning_content": "Hm.",
+            "reasoning_content": "Add\n them.",
             "tool_calls": [SUM, OTHER],
         },
         {"role": "tool", "tool_call_id": "a", "content": "3"},

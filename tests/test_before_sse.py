@@ -3,8 +3,8 @@ import socket
 import struct
 import threading
 import time
+from collections import namedtuple
 from contextlib import suppress
-from typing import NamedTuple
 
 import pytest
 from conftest import COMMANDS, read_until, wait_until
@@ -24,6 +24,7 @@ NO_HANDSHAKE = {"error": "This URL expects a WebSocket handshake."}
 CONTINUED, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 STREAM = "/stream/before_sse"
 ROWS = ("poll", "long", "socket", "stream")
+Row = namedtuple("Row", ["requests", "events", "delay"])
 
 
 @pytest.fixture(autouse=True)
@@ -332,25 +333,14 @@ def test_a_disconnect_frees_its_slot_before_the_next_tick(start, command):
     assert server.logged("Traceback") == []
 
 
-class Row(NamedTuple):
-    """What the page shows for one of the four ways."""
-
-    requests: int
-    events: int
-    delay: int | None
-
-
 def rows(page):
-    """Return what the page shows for all four ways at one moment."""
+    """Return the numbers that the page shows for each way at one moment."""
     table = page.evaluate(
         "ids => ids.map(id => [...document.getElementById(id).cells]"
-        ".slice(1).map(cell => cell.textContent))",
+        ".slice(1).map(cell => Number(cell.textContent.replace('–', '0'))))",
         ROWS,
     )
-    numbers = [
-        [None if text == "–" else int(text) for text in row] for row in table
-    ]
-    return dict(zip(ROWS, (Row(*row) for row in numbers), strict=True))
+    return {way: Row(*row) for way, row in zip(ROWS, table, strict=True)}
 
 
 def begin(page, interval="0.1", every="0.3"):

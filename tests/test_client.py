@@ -74,7 +74,7 @@ def test_resumes_after_the_last_event_id_of_its_client(reading, own):
 
 def test_a_disconnect_wakes_a_reader_that_waits(reading, own, monkeypatch):
     monkeypatch.setattr(lesson, "SILENCE_SECONDS", 300)
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # not used
+    monkeypatch.setenv("HTTP_PROXY", own.url)  # would change the path
     first = b"id: 1\ndata: a\n\n"
     own.answer = stream(first, end="silent")
     with reading() as response:
