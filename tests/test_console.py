@@ -1,19 +1,18 @@
 import os
 import re
-import shutil
 import sys
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, Server, read_until, wait_until, without_comments
+from conftest import read_until, wait_until, without_comments
 from playwright.sync_api import expect
 
 from demos import console
-from demos.console import DAY_MS, READ_BYTES, run
+from demos.console import READ_BYTES, run
 from sse import Event
 
 FLOOD_BYTES = 20_000_000
@@ -180,14 +179,10 @@ def test_streams_the_output_of_the_fixed_command(client, started):
     response = client.get("/stream/console")
     assert response.headers["Content-Type"] == "text/event-stream"
     assert "Access-Control-Allow-Origin" not in response.headers
-    assert (
-        without_comments(response.data)
-        == (
-            b"retry: %d\n"
-            b"id: 1\nevent: stdout\ndata: Hello\n\n"
-            b"id: 2\nevent: exit\ndata: 0\n\n"
-        )
-        % DAY_MS
+    assert without_comments(response.data) == (
+        b"retry: 86400000\n"
+        b"id: 1\nevent: stdout\ndata: Hello\n\n"
+        b"id: 2\nevent: exit\ndata: 0\n\n"
     )
     assert started == [["echo", "Hello"]]
 
@@ -211,22 +206,15 @@ def test_starts_nothing_unless_a_page_asks_for_the_first_time(
 # Servers
 
 APP = """
-from flask import Flask
-from demos.console import bp, run
+from app import app
+from demos.console import run
 from sse import EventStream
 
 PROGRAMS = {programs!r}
-app = Flask(__name__)
-app.register_blueprint(bp)
-
-
-@app.get("/")
-def index():
-    return ""
 
 
 @app.get("/run/<name>")
-def start(name):
+def run_program(name):
     return EventStream(run(["sh", "-c", PROGRAMS[name]]))
 """
 PROGRAMS = {
@@ -234,39 +222,16 @@ PROGRAMS = {
     "silence": "echo started; exec sleep 1000",
     "stubborn": STUBBORN,
 }
-COPIED = (
-    *("sse.py", "checks.py", "gunicorn.conf.py", "streaming_worker.py"),
-    "demos/console.py",
-)
-MARK = "OF_THE_CONSOLE_TEST"
 
 
-@pytest.fixture(scope="module")
-def programs(command, tmp_path_factory) -> Iterator[Server]:
-    """A server with a copy of the lesson, which runs other programs, too."""
-    folder = tmp_path_factory.mktemp("console")
-    (folder / "demos").mkdir()
-    for path in COPIED:
-        shutil.copy(PROJECT / path, folder / path)
-    (folder / "app.py").write_text(APP.format(programs=PROGRAMS))
-    running = Server(command, folder=folder, **{MARK: str(folder)})
-    running.mark = f"{MARK}={folder}".encode()
-    running.own = processes(running)
-    yield running
-    running.stop()
-    assert "Traceback" not in "\n".join(running.log)
-
-
-def processes(server: Server) -> set[int]:
-    """Return the server's processes, and all that they have started."""
+def processes(mark: str) -> set[int]:
+    """Return the processes that have this in their environment."""
     found = set()
     for pid in all_pids():
-        try:
+        with suppress(OSError):
             environ = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            continue
-        if server.mark in environ.split(b"\0"):
-            found.add(pid)
+            if mark.encode() in environ.split(b"\0"):
+                found.add(pid)
     return found
 
 
@@ -280,19 +245,28 @@ def threads(pids: set[int]) -> int:
     return sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids)
 
 
-def test_disconnects_leave_no_process_and_no_thread_behind(programs):
-    own = programs.own
+@pytest.mark.parametrize(
+    "command", ["flask --app programs run", "gunicorn programs:app"]
+)
+def test_disconnects_leave_no_process_and_no_thread_behind(
+    command, start, tmp_path
+):
+    (tmp_path / "programs.py").write_text(APP.format(programs=PROGRAMS))
+    server = start(command, PYTHONPATH=str(tmp_path))
+    mark = f"PYTHONPATH={tmp_path}"
+    own = processes(mark)
     before = threads(own)
-    for name in ("silence", "stubborn", "flood"):
+    for name in PROGRAMS:
         with ExitStack() as stack:
             for _ in range(5):
-                client = stack.enter_context(programs.get(f"/run/{name}"))
+                client = stack.enter_context(server.get(f"/run/{name}"))
                 read_until(client.chunks(), b"\nevent: stdout\n")
-            wait_until(lambda: len(processes(programs) - own) >= 5)
-    wait_until(lambda: processes(programs) == own)
+            wait_until(lambda: len(processes(mark) - own) >= 5)
+    wait_until(lambda: processes(mark) == own)
     wait_until(lambda: threads(own) <= before)
     # Zombies have no environment, so look for them elsewhere.
     wait_until(lambda: {*chain(*map(children, own))} <= own)
+    assert server.logged("Traceback") == []
 
 
 # The page
