@@ -157,7 +157,7 @@ def test_page_shows_both_ways_side_by_side(lesson_page):
         # The columns may show different seconds, so compare per message.
         return (
             0 < events < messages / 5
-            and 0.01 < size / messages < each_size / each
+            and 0.01 < size / messages < each_size / each < 0.1
         )
 
     wait_until(shows_that_batches_take_fewer_events_and_bytes)

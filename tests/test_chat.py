@@ -246,7 +246,7 @@ def test_stop_and_a_new_question_keep_the_text_so_far_and_stop_the_model(
     send(chat, "First?")
     wait_until(lambda: upstream.requests)
     stop(chat)
-    assert chat.locator("#state").text_content() == "closed"
+    expect_state(chat, "closed")
     assert chat.locator("#log").get_attribute("aria-busy") == "false"
     expected = [["question", "First?"]]
     assert bubbles(chat) == expected

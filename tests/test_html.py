@@ -109,10 +109,9 @@ def test_work_and_threads_end_with_the_page(caplog):
     ]
 
 
-def test_streams_with_only_our_own_script_until_the_client_disconnects(server):
+def test_streams_with_only_our_own_script(server):
     digest = hashlib.sha256(SCRIPT.encode()).digest()
     source = f"'sha256-{base64.b64encode(digest).decode()}'"
-    before = len(server.log)
     with server.get("/stream/html") as client:
         assert client.header("Content-Type") == "text/html; charset=utf-8"
         assert client.header("Cache-Control") == "no-store, no-transform"
@@ -122,8 +121,19 @@ def test_streams_with_only_our_own_script_until_the_client_disconnects(server):
     assert "default-src 'none'" in policy
     assert f"script-src 'self' {source}" in policy
     assert "unsafe" not in " ".join(policy)
-    stopped = "html: trains stopped: client disconnected"
-    wait_until(lambda: stopped in server.log[before:])
+
+
+def test_a_disconnect_stops_the_work(server):
+    def is_noticed_before_the_end_of_the_work() -> bool:
+        before = len(server.log)
+        with server.get("/stream/html?fail=trains") as client:
+            next(client.chunks())
+        failed = "html: trains failed"  # on a slow machine
+        stopped = "html: trains stopped: client disconnected"
+        wait_until(lambda: {stopped, failed} & {*server.log[before:]})
+        return stopped in server.log[before:]
+
+    wait_until(is_noticed_before_the_end_of_the_work, 60)
 
 
 def test_an_unknown_name_of_a_part_is_refused(client):

@@ -59,7 +59,7 @@ class Connection:
 
     def pause(self) -> None:
         """Wait for the test to call `resume()`."""
-        self._steps.acquire(timeout=10)
+        self._steps.acquire(timeout=60)
 
     def resume(self) -> None:
         self._steps.release()
@@ -429,7 +429,7 @@ FAULT_OF_EACH_KIND = (
     "broken JSON",
     "broken compression",
 )
-"""Enough for most lessons, because `completion` is tested with all faults."""
+"""Enough for a lesson, because `language_model` is tested with all faults."""
 
 LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
 
