@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 
+from flask import Response, request
+
 from app import app
 from demos import LESSONS
 from sse import Event, EventStream
@@ -79,9 +81,23 @@ def probe():
 
 @app.get("/large")
 def large():
-    return EventStream([Event(20_000_000 * "a")])
+    return log_close(EventStream([Event(20_000_000 * "a")]))
 
 
 @app.get("/large-page")
 def large_page():
-    return 20_000_000 * "a"
+    return log_close(Response(20_000_000 * "a"))
+
+
+def log_close(response):
+    response.call_on_close(lambda: print("large: closed"))
+    return response
+
+
+@app.get("/once/<path:file>")
+def once(file):
+    """Wait until a file exists. Then return a page or an endless stream."""
+    print("waiting")
+    while not os.path.exists(f"/{file}"):
+        time.sleep(0.01)
+    return slow_clean_up() if "stream" in request.args else "done"

@@ -1,12 +1,10 @@
 import json
-import time
 
 import pytest
-from conftest import read_until, wait_until, without_comments
+from conftest import LiveServer, read_until, wait_until, without_comments
 from playwright.sync_api import expect
 from upstream import (
     DONE,
-    FAULT_OF_EACH_KIND,
     FAULTS,
     FINISH,
     HELLO,
@@ -22,14 +20,10 @@ from app import create_app
 from demos.markdown import DRAW_SECONDS, blocks
 from event_source import parse_events
 
-NOTICE_SECONDS = 2
 RETRY = b"retry: 86400000\n"
 FINISHED = b"event: done\ndata: [DONE]\n\n"
 PROMPT = "/stream/markdown?prompt=Hi"
 
-one_server = pytest.mark.parametrize("command", ["flask"], indirect=True)
-
-silent_after_headers = stream(end="silent")
 silent_in_mid_answer = stream(*HELLO[:2], end="silent")
 
 
@@ -133,57 +127,45 @@ def test_the_growing_block_is_sent_while_the_model_pauses(client, upstream):
     )
 
 
-@pytest.mark.parametrize("name", FAULT_OF_EACH_KIND)
-def test_a_fault_loses_no_text_and_is_the_last_event(client, upstream, name):
-    fault = FAULTS[name]
-    upstream.answer = fault.answer
-    body = without_comments(client.get(PROMPT).data)
-    data = json.dumps({"error": fault.sentence}, separators=(",", ":"))
-    last = f"event: failed\ndata: {data}\n\n".encode()
-    if fault.texts:
-        last = drawn(0, f"<p>{''.join(fault.texts)}</p>\n") + last
-    assert body.endswith(last)
-    assert len(upstream.requests) == 1
+def test_a_fault_loses_no_text_and_is_the_last_event(client, upstream):
+    for name in ("401", "cut, chunked"):
+        upstream.answer, sentence, texts = FAULTS[name]
+        body = without_comments(client.get(PROMPT).data)
+        data = json.dumps({"error": sentence}, separators=(",", ":"))
+        last = f"event: failed\ndata: {data}\n\n".encode()
+        if texts:
+            last = drawn(0, f"<p>{''.join(texts)}</p>\n") + last
+        assert body.endswith(last)
+    assert len(upstream.requests) == 2
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [silent_after_headers, silent_in_mid_answer],
-    ids=["after headers", "in mid-answer"],
-)
-def test_a_disconnect_closes_the_connection_to_the_upstream(
-    online, upstream, answer
-):
-    upstream.answer = answer
-    client = online.get(PROMPT)
-    begun = RETRY if answer is silent_after_headers else b"Hello"
-    read_until(client.chunks(), begun)
-    wait_until(lambda: upstream.requests)
-    (connection,) = upstream.connections
-    assert not connection.disconnected.is_set()
-    client.close()
-    closed_at = time.monotonic()
+def test_a_disconnect_closes_the_connection_to_the_upstream(client, upstream):
+    upstream.answer = silent_in_mid_answer
+    with client.get(PROMPT) as response:
+        read_until(response.response, b"Hello")
+        (connection,) = upstream.connections
+        assert not connection.disconnected.is_set()
     wait_until(connection.disconnected.is_set)
-    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
 
 
 # Refused requests, which cost nothing
 
 
-@pytest.mark.parametrize("last", ["0", "7", "x"])
-def test_a_reconnect_gets_204_and_sends_no_prompt(client, upstream, last):
-    response = client.get(PROMPT, headers={"Last-Event-ID": last})
-    assert response.status_code == 204
+def test_a_reconnect_gets_204_and_sends_no_prompt(client, upstream):
+    for last in ("0", "x"):
+        response = client.get(PROMPT, headers={"Last-Event-ID": last})
+        assert response.status_code == 204
     assert upstream.requests == []
 
 
-@pytest.mark.parametrize("query", ["", "?prompt=", f"?prompt={'x' * 4001}"])
-def test_an_empty_or_too_long_prompt_is_refused(client, upstream, query):
-    response = client.get(f"/stream/markdown{query}")
-    assert response.status_code == 400
-    assert response.json == {
-        "error": "prompt must be text of 1 to 4000 characters."
-    }
+def test_an_empty_or_too_long_prompt_is_refused(client, upstream):
+    for prompt in ("", "x" * 4001):
+        response = client.get(f"/stream/markdown?prompt={prompt}")
+        assert response.status_code == 400
+        sentence = "prompt must be text of 1 to 4000 characters."
+        assert response.json == {"error": sentence}
+    foreign = client.get(PROMPT, headers={"Sec-Fetch-Site": "same-site"})
+    assert foreign.status_code == 403
     assert upstream.requests == []
 
 
@@ -199,15 +181,26 @@ def finish(page):
     expect(page.locator("#state")).to_have_text("closed")
 
 
+GOOD_LINKS = ["https://b.example", "http://b.example", "mailto:b@b.example"]
+GOOD_LINKS += ["/b", "#b", "HTTPS://b.example"]
+BAD_LINKS = [
+    *("data:text/html,https://b.example", "vbscript:x(`https://b.example`)"),
+    *("javascript:alert(`https://b.example`)", "java\nscript:x('http:')"),
+    *("JavaScript:x(`mailto:b@b.example`)", "  javascript://https://b.example"),
+    *("blob:https://b.example/c", "view-source:http://b.example", "xhttps:b"),
+]
+
+
 @pytest.fixture
-def quick(offline, page):
+def quick(page):
     """The lesson's page, with an offline model that does not pause."""
-    page.goto(f"{offline.url}/demos/markdown")
-    return page
+    server = LiveServer(create_app({"OFFLINE_WORD_SECONDS": 0}))
+    page.goto(f"{server.url}/demos/markdown")
+    yield page
+    server.stop()
 
 
-@one_server
-def test_page_shows_the_example_as_rich_text(quick):
+def test_page_shows_rich_text_but_runs_nothing(quick):
     ask(quick)
     finish(quick)
     answer = quick.get_by_role("log", name="Answer")
@@ -224,12 +217,10 @@ def test_page_shows_the_example_as_rich_text(quick):
     ]
     assert quick.locator("#blocked").inner_text() == ""
 
-
-@one_server
-def test_page_lists_what_the_attack_tried_and_runs_none_of_it(quick):
     dialogs = []
     quick.on("dialog", lambda dialog: dialogs.append(dialog.dismiss()))
     quick.get_by_role("button", name="Attack").click()
+    expect(quick.locator("#blocks")).to_contain_text("And a last word")
     finish(quick)
     removed = quick.get_by_role("log", name="Removed").inner_text()
     for report in (
@@ -240,22 +231,8 @@ def test_page_lists_what_the_attack_tried_and_runs_none_of_it(quick):
         'block 8: id="state" in <p>',
     ):
         assert removed.splitlines().count(report) == 1
-    expect(quick.locator("#blocks")).to_contain_text("And a last word")
     assert dialogs == []
 
-
-GOOD_LINKS = ["https://b.example", "http://b.example", "mailto:b@b.example"]
-GOOD_LINKS += ["/b", "#b", "HTTPS://b.example"]
-BAD_LINKS = [
-    *("data:text/html,https://b.example", "vbscript:x(`https://b.example`)"),
-    *("javascript:alert(`https://b.example`)", "java\nscript:x('http:')"),
-    *("JavaScript:x(`mailto:b@b.example`)", "  javascript://https://b.example"),
-    *("blob:https://b.example/c", "view-source:http://b.example", "xhttps:b"),
-]
-
-
-@one_server
-def test_page_keeps_only_links_with_allowed_schemes(quick):
     kept = quick.evaluate(
         """(addresses) => {
             const box = document.createElement("div");
@@ -268,38 +245,29 @@ def test_page_keeps_only_links_with_allowed_schemes(quick):
     assert kept == GOOD_LINKS + [None] * len(BAD_LINKS)
 
 
-@one_server
-def test_page_keeps_the_nodes_of_a_finished_block(online, upstream, page):
+def test_page_keeps_finished_blocks_and_shows_why_an_answer_fails(
+    live, upstream, page
+):
     upstream.answer = stream(
         delta("One\n\nTwo"), PAUSE, delta("!"), FINISH, DONE
     )
-    page.goto(f"{online.url}/demos/markdown")
+    page.goto(f"{live.url}/demos/markdown")
     ask(page)
-    expect(page.locator("#blocks")).to_contain_text("Two")
+    blocks = page.locator("#blocks")
+    expect(blocks).to_contain_text("Two")
     page.evaluate("() => { window.first = blocks.querySelector('p'); }")
     upstream.resume()
     finish(page)
-    expect(page.locator("#blocks")).to_have_text("One\nTwo!\n")
+    expect(blocks).to_have_text("One\nTwo!\n")
     assert page.evaluate("() => blocks.querySelector('p') === first")
 
-
-@one_server
-def test_page_shows_the_reason_for_a_failure(online, page):
-    page.goto(f"{online.url}/demos/markdown")
+    upstream.answer, sentence, _ = FAULTS["401"]
     ask(page)
-    sentence = "The language model is unreachable."
-    expect(page.locator("#blocks")).to_have_text(sentence)
+    expect(blocks).to_have_text(sentence)
     finish(page)
 
-
-@one_server
-def test_the_stop_button_stops_the_model(online, upstream, page):
     upstream.answer = silent_in_mid_answer
-    page.goto(f"{online.url}/demos/markdown")
     ask(page)
-    expect(page.locator("#blocks")).to_have_text("Hello\n")
+    expect(blocks).to_have_text("Hello\n")
     page.get_by_role("button", name="Stop").click()
-    stopped_at = time.monotonic()
-    (connection,) = upstream.connections
-    wait_until(connection.disconnected.is_set)
-    assert connection.disconnected_at - stopped_at < NOTICE_SECONDS
+    wait_until(upstream.connections[-1].disconnected.is_set)

@@ -1,5 +1,8 @@
+from functools import partial
+
 from playwright.sync_api import expect
 
+from demos import thinking
 from demos.thinking import think
 from event_source import parse_events
 
@@ -25,10 +28,10 @@ def test_sends_exactly_these_bytes():
     )
 
 
-def test_resumes_after_the_last_event_id(site):
+def test_resumes_after_the_last_event_id(client):
     for last, next_id in {"2": "3", "4": "5", "x": "1"}.items():
-        with site.get(PATH, Last_Event_ID=last) as client:
-            assert next(parse_events(client.chunks())).id == next_id
+        with client.get(PATH, headers={"Last-Event-ID": last}) as response:
+            assert next(parse_events(response.response)).id == next_id
 
 
 def test_a_reconnect_after_the_answer_gets_204(client):
@@ -47,8 +50,11 @@ def test_refuses_a_question_that_is_missing_empty_or_too_long(client):
         )
 
 
-def test_page_shows_the_thoughts_then_the_answer_and_closes(lesson_page):
-    page = lesson_page("thinking")
+def test_page_shows_the_thoughts_then_the_answer_and_closes(
+    live, page, monkeypatch
+):
+    monkeypatch.setattr(thinking, "think", partial(think, pause=0.01))
+    page.goto(f"{live.url}/demos/thinking")
     page.get_by_label("Question").fill("<b>Why?</b>")
     page.get_by_role("button", name="Ask").click()
     page.locator("#thoughts").get_by_text("Reading").wait_for()
