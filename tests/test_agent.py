@@ -30,10 +30,10 @@ QUESTION = {"role": "user", "content": "Hi"}
 
 @pytest.fixture
 def app(upstream, monkeypatch):
-    """The app in this process, with an upstream."""
+    """The app in this process, which waits for longer than any test."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield create_app()
+    yield create_app({"UPSTREAM_SILENCE_SECONDS": 300})
     language_model.session.close()
 
 

@@ -29,10 +29,10 @@ silent_in_mid_answer = stream(delta("Hello"), end="silent")
 
 @pytest.fixture
 def app(upstream, monkeypatch):
-    """The app in this process, with an upstream."""
+    """The app in this process, which waits for longer than any test."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield create_app()
+    yield create_app({"UPSTREAM_SILENCE_SECONDS": 300})
     language_model.session.close()
 
 

@@ -133,7 +133,7 @@ def test_a_disconnect_stops_the_work(server):
         wait_until(lambda: {stopped, failed} & {*server.log[before:]})
         return stopped in server.log[before:]
 
-    wait_until(is_noticed_before_the_end_of_the_work, 60)
+    wait_until(is_noticed_before_the_end_of_the_work)
 
 
 def test_an_unknown_name_of_a_part_is_refused(client):
