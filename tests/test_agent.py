@@ -249,21 +249,12 @@ def test_asks_at_most_five_times(client, upstream):
 # The tools
 
 
-def test_get_time_returns_the_time_in_a_time_zone(monkeypatch):
-    class Clock(datetime):
-        @classmethod
-        def now(cls, zone):
-            noon = datetime(2026, 11, 21, 12, 5, tzinfo=ZoneInfo("UTC"))
-            return noon.astimezone(zone)
-
-    monkeypatch.setattr(agent, "datetime", Clock)
-    for zone, expected in {
-        "Asia/Tokyo": "21:05",
-        "America/New_York": "07:05",
-        "Asia/Kolkata": "17:35",
-    }.items():
-        arguments = json.dumps({"time_zone": zone})
-        assert agent.run("get_time", arguments) == expected
+def test_get_time_returns_the_time_in_a_time_zone():
+    for zone in ("Asia/Tokyo", "America/New_York", "Asia/Kolkata"):
+        before = datetime.now(ZoneInfo(zone))
+        found = agent.run("get_time", json.dumps({"time_zone": zone}))
+        after = datetime.now(ZoneInfo(zone))
+        assert found in (f"{before:%H:%M}", f"{after:%H:%M}")
 
 
 def test_an_error_is_a_result_that_the_model_can_read():
@@ -356,22 +347,13 @@ def test_a_disconnect_during_a_long_tool_call_closes_the_connection(
     wait_until(upstream.connections[0].disconnected.is_set)
 
 
-@pytest.mark.parametrize(
-    ("query", "headers", "status"),
-    [
-        ("question=Hi", {"Last-Event-ID": "1"}, 204),
-        ("question=Hi", {"Last-Event-ID": ""}, 204),
-        ("question=", {}, 400),
-        ("question=" + "x" * 4001, {}, 400),
-    ],
-    ids=["reconnect", "without an id", "empty", "too long"],
-)
-def test_a_refused_request_costs_nothing(
-    client, upstream, query, headers, status
-):
-    response = client.get(f"/stream/agent?{query}", headers=headers)
-    assert response.status_code == status
-    if status == 400:
+def test_a_refused_request_costs_nothing(client, upstream):
+    for last in ("1", ""):
+        response = client.get(PATH, headers={"Last-Event-ID": last})
+        assert (response.status_code, response.data) == (204, b"")
+    for question in ("", "x" * 4001):
+        response = client.get(f"/stream/agent?question={question}")
+        assert response.status_code == 400
         sentence = "question must be text of 1 to 4000 characters."
         assert response.json == {"error": sentence}
     assert upstream.requests == []

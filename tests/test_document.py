@@ -153,7 +153,7 @@ def test_one_writer_wins_even_if_all_have_seen_the_current_version(
     def look(channel: str) -> Event | None:
         event = newest(channel)
         if not hasattr(has_looked, "once"):
-            has_looked.once = all_have_looked.wait(30)
+            has_looked.once = all_have_looked.wait(60)
         return event
 
     monkeypatch.setattr(document, "newest", look)
