@@ -17,10 +17,11 @@ from sse import Event
 
 FLOOD_BYTES = 20_000_000
 ENDLESS = ["sleep", "1000"]
+# It lives for longer than a test waits, but ends even if nothing kills it.
 STUBBORN = """
 trap '' TERM INT HUP
-sleep 1000 &
-sh -c 'trap "" TERM; echo started; sleep 1000'
+sleep 100 &
+sh -c 'trap "" TERM; echo started; sleep 100'
 """
 
 
