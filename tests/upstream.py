@@ -415,7 +415,7 @@ FAULT_OF_EACH_KIND = (
     "broken JSON",
     "broken compression",
 )
-"""Enough for most lessons, because `completion` is tested with all faults."""
+"""Enough for a lesson, because `language_model` is tested with all faults."""
 
 LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
 
