@@ -456,20 +456,16 @@ def chat_of(size: int) -> bytes:
     return body.replace(b'"Hi"', b'"%s"' % (b"x" * (size - len(body) + 2)))
 
 
-def test_a_body_may_have_512_kib_or_what_the_setting_says(
-    app, upstream, monkeypatch
-):
+def test_a_body_may_have_512_kib(client, upstream):
     upstream.answer = page(COMPLETION)
-    for size in (512 * 1024, 2000):
-        client = create_app().test_client()
-        body, options = chat_of(size), {"content_type": "application/json"}
-        assert client.post(PATH, data=body, **options).status_code == 200
-        assert upstream.requests[-1].json == json.loads(body)
-        response = client.post(PATH, data=body + b" ", **options)
-        sentence = f"The body must have at most {size} bytes."
-        check_error(response, 413, sentence)
-        monkeypatch.setenv("FLASK_RELAY_MAX_BYTES", "2000")
-    assert len(upstream.requests) == 2
+    body, options = chat_of(512 * 1024), {"content_type": "application/json"}
+    assert client.post(PATH, data=body, **options).status_code == 200
+    (request,) = upstream.requests
+    assert request.json == json.loads(body)
+    response = client.post(PATH, data=body + b" ", **options)
+    sentence = "The body must have at most 524288 bytes."
+    check_error(response, 413, sentence)
+    assert len(upstream.requests) == 1
 
 
 # The key
@@ -631,24 +627,8 @@ def test_official_client_works_online(official, upstream):
     check_official_client(official)
 
 
-def test_official_client_raises_the_error_that_fits_the_status(
-    official, upstream
-):
-    for name, kind in {
-        "401": openai.AuthenticationError,
-        "429": openai.RateLimitError,
-        "500 with HTML": openai.InternalServerError,
-        "hangs up": openai.InternalServerError,
-        "redirects": openai.APIStatusError,
-    }.items():
-        upstream.answer = FAULTS[name].answer
-        for streams in (True, False):
-            with pytest.raises(kind):
-                ask(official, stream=streams)
-
-
 def test_official_client_raises_when_the_answer_breaks_off(official, upstream):
-    for name in (*CUT_FAULTS, *BYTE_FAULTS, "an error object"):
+    for name in ("401", "cut, chunked", "an error object"):
         upstream.answer = FAULTS[name].answer
         with pytest.raises(openai.APIError):
             list(ask(official, stream=True))
