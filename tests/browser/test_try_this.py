@@ -250,8 +250,9 @@ def test_the_answer_grows_once_a_second(change):
 
     def words():
         nonlocal now
-        for now in range(30):
+        for _ in range(30):
             yield "word "
+            now += 1
 
     for _ in module.blocks(words(), clock=lambda: now / 10):
         times.append(now / 10)
