@@ -159,7 +159,8 @@ def test_requirements_dev_adds_what_tests_and_benchmarks_need():
     assert "\n-r requirements.txt\n" in dev
     run, more = pinned("requirements.txt"), pinned("requirements-dev.txt")
     assert not set(run) & set(more)
-    used = packages("tests", "tests/browser", "benchmarks", "benchmarks/peers")
+    tests = ["tests", "tests/browser", "tests/engines"]
+    used = packages(*tests, "benchmarks", "benchmarks/peers")
     assert used <= with_their_own(run + more)
 
 
