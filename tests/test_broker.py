@@ -166,7 +166,8 @@ def test_a_slow_client_uses_a_bounded_log_and_delays_nobody(
     backend, channel, read
 ):
     slow, fast = read(), read()
-    assert take_texts(slow, 1) == take_texts(fast, 1) == ["begin"]
+    publish_all(channel, "first", max_events=3)
+    assert take_texts(slow, 2) == take_texts(fast, 2) == ["begin", "first"]
     for number in range(20):
         publish_all(channel, str(number), max_events=3)
         assert take_texts(fast, 1) == [str(number)]
@@ -291,9 +292,9 @@ def test_channels_are_independent(backend, channel, read):
     ("event", "error", "sentence"),
     [
         (
-            Event("a", id="7"),
+            Event("a", id=""),
             ValueError,
-            "The broker assigns the id, got '7'.",
+            "The broker assigns the id, got ''.",
         ),
         (
             Event("a" * broker.MAX_EVENT_BYTES),
@@ -380,15 +381,16 @@ A = PublishedEvent("1-0", Event("a"))
 
 def test_an_event_that_ends_a_silence_arrives_without_none():
     """The pulse may arrive late, after an event has been appended."""
-    log = Log()
+    log, woken = Log(), []
     end = log.tail
 
     def wait() -> bool:
         log.append(A, 9)
         return True
 
-    end.arrived = SimpleNamespace(wait=wait, set=lambda: None)
+    end.arrived = SimpleNamespace(wait=wait, set=lambda: woken.append(end))
     assert next(log.read(BEGIN, BEGIN)) is A
+    assert woken == [end]
 
 
 def test_a_channel_is_kept_for_keep_seconds_after_its_last_client(
