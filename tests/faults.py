@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -43,27 +44,30 @@ class Fault(NamedTuple):
     test: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.old.strip()} -> {self.new.strip() or '-'}"
+        old, new = (" ".join(text.split()) for text in (self.old, self.new))
+        return f"{self.file}: {old} -> {new or 'nothing'}"
 
 
 def read_faults(paths: list[str]) -> list[Fault]:
     """Return the faults in files whose path contains one of these texts."""
-    table = tomllib.loads((PROJECT / "tests/faults.toml").read_text("utf-8"))
+    table = tomllib.loads(read("tests/faults.toml"))
     faults = [Fault(file, **row) for file in table for row in table[file]]
     return [one for one in faults if any(path in one.file for path in paths)]
 
 
-def misfits(faults: list[Fault]) -> list[str]:
-    """Describe the faults whose text does not occur exactly once."""
-    texts = {
-        one.file: (PROJECT / one.file).read_text("utf-8") for one in faults
-    }
-    counts = {one: texts[one.file].count(one.old) for one in faults}
-    return [
-        f"{one.file} contains this {count} times: {one.old}"
-        for one, count in counts.items()
-        if count != 1
-    ]
+def misfits(faults: list[Fault]) -> Iterator[str]:
+    """Yield what the table says about the project that is no longer true."""
+    for fault in faults:
+        count = read(fault.file).count(fault.old)
+        if count != 1:
+            yield f"{fault.file} contains this {count} times: {fault.old}"
+        file, _, name = fault.test.partition("::")
+        if f"\ndef {name.partition('[')[0]}(" not in read(file):
+            yield f"{fault.test} does not exist. It must fail after: {fault}"
+
+
+def read(path: str) -> str:
+    return (PROJECT / path).read_text("utf-8")
 
 
 def run(copy: Path, *arguments: str) -> tuple[int | None, str]:
@@ -114,7 +118,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     start, faults = time.monotonic(), read_faults(arguments.paths)
-    if wrong := misfits(faults):
+    if wrong := list(misfits(faults)):
         raise SystemExit("\n".join(wrong))
     with TemporaryDirectory() as folder:
         copies: SimpleQueue[Path] = SimpleQueue()
