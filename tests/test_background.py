@@ -710,6 +710,7 @@ def test_each_job_is_watched_once_however_many_clients_connect(
     for follower in followers:
         assert follower.result() == [LOST]
     assert sorted(watched) == [f"jobs:{id}" for id in ids[:4]]
+    wait_until(lambda: not background._watched)
 
 
 def test_a_job_is_watched_even_if_the_first_attempt_failed(
