@@ -223,9 +223,12 @@ def test_a_client_may_start_at_the_newest_event(store, follow):
     job = Job()
     job.send("a", "b")
     wait_until(lambda: B in pairs(job.stored()))
+    first_id = job.stored()[0].id
     follower = Follower(follow(job.id, from_newest=True))
+    back = Follower(follow(job.id, first_id, from_newest=True))
     job.send(FINISHED)
     assert follower.result() in ([B, END], [END])  # [END] after `waiting`
+    assert back.result() == [A, B, END]
 
 
 def test_the_newest_event_of_a_silent_job_repeats_its_data(store, follow):
