@@ -106,7 +106,15 @@ def test_a_child_that_keeps_the_output_open_does_not_delay_the_end(start):
 
 
 def test_stdin_is_empty():
-    assert stdout("cat; echo end") == ["end"]
+    usual, (reads, writes) = os.dup(0), os.pipe()
+    os.write(writes, b"typed in the terminal\n")
+    os.dup2(reads, 0)
+    try:
+        assert stdout("head -n 1; echo end") == ["end"]
+    finally:
+        os.dup2(usual, 0)
+        for descriptor in (usual, reads, writes):
+            os.close(descriptor)
 
 
 def test_a_line_of_100_mb_does_not_fill_memory():
