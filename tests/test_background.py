@@ -225,9 +225,12 @@ def test_a_client_may_start_at_the_newest_event(store, follow):
     job = Job()
     job.send("a", "b")
     wait_until(lambda: B in pairs(job.stored()))
+    first_id = job.stored()[0].id
     follower = Follower(follow(job.id, from_newest=True))
+    back = Follower(follow(job.id, first_id, from_newest=True))
     job.send(FINISHED)
     assert follower.result() in ([B, END], [END])  # [END] after `waiting`
+    assert back.result() == [A, B, END]
 
 
 def test_the_newest_event_of_a_silent_job_repeats_its_data(store, follow):
@@ -629,6 +632,7 @@ def test_each_job_is_watched_once_however_many_clients_connect(
     for follower in followers:
         assert follower.result() == [LOST]
     assert sorted(watched) == [f"jobs:{id}" for id in ids[:4]]
+    wait_until(lambda: not background._watched)
 
 
 def test_a_job_is_watched_even_if_the_first_attempt_failed(

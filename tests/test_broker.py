@@ -153,7 +153,7 @@ def test_a_slow_client_uses_a_bounded_log_and_delays_nobody(
     backend, channel, read
 ):
     slow, fast = read(), read()
-    publish_all(channel, "first")
+    publish_all(channel, "first", max_events=3)
     for events in (slow, fast):
         assert take_texts(events, 2) == ["begin", "first"]
     for number in range(20):
@@ -375,15 +375,16 @@ def test_new_and_forgotten_events_wake_waiting_clients():
 
 def test_an_event_that_ends_a_silence_arrives_without_none():
     """The pulse may arrive late, after an event has been appended."""
-    log = Log()
+    log, woken = Log(), []
     end = log.tail
 
     def wait() -> bool:
         log.append(A, 9)
         return True
 
-    end.arrived = SimpleNamespace(wait=wait, set=lambda: None)
+    end.arrived = SimpleNamespace(wait=wait, set=lambda: woken.append(end))
     assert next(log.read(BEGIN, BEGIN)) is A
+    assert woken == [end]
 
 
 def test_a_channel_is_kept_for_keep_seconds_after_its_last_client(

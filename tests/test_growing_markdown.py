@@ -85,6 +85,10 @@ BLOCKED = {
         '<p><a rel="noopener noreferrer">a</a></p>\n',
         [('href="javascript:b"', "<a>")],
     ),
+    '<a href="data:,b" style="position: fixed">a</a>': (
+        '<p><a rel="noopener noreferrer">a</a></p>\n',
+        [('href="data:,b"', "<a>"), ('style="position: fixed"', "<a>")],
+    ),
     "a <svg onload=b>c</svg>": (
         "<p>a c</p>\n",
         [("<svg>", "the text"), ('onload="b"', "<svg>")],

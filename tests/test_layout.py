@@ -12,7 +12,7 @@ from flask import Flask
 from parts import PARTS, imports, lines, needed
 
 from app import create_app
-from demos import FREE_OFFLINE, LESSONS
+from demos import LESSONS
 
 BUDGETS = {
     "app": 60,
@@ -222,6 +222,7 @@ def test_guarded_requests_reject_foreign_pages(monkeypatch):
 
 
 PUBLIC = {"hello", "numbers", "clock", "thinking", "batch"}
+FREE_OFFLINE = {"completion", "chat", "markdown", "relay", "agent"}
 
 
 def readable_by_all(app: Flask) -> set[str]:
@@ -250,6 +251,8 @@ def test_a_page_of_another_site_may_use_the_offline_model(client):
         response = client.get(path, headers=headers)
         assert response.status_code == 200
         assert response.headers["Access-Control-Allow-Origin"] == "*"
+        allowed = response.headers["Access-Control-Allow-Headers"]
+        assert allowed == "Authorization, Content-Type"
         response.close()
 
 

@@ -419,6 +419,7 @@ UNIT = {"type": "string", "enum": ["celsius", "fahrenheit"]}
         ("Run", {"all": {"type": "array"}}, {"all": []}),
         ("Run in FAHRENHEIT", {"unit": UNIT}, {"unit": "fahrenheit"}),
         ("Run in Paris", {"unit": UNIT}, {}),
+        ("Run in millicelsius", {"unit": UNIT}, {}),
         ("Run C", {"by": {"enum": ["C++", "C"]}}, {"by": "C"}),
         ("Run level 2", {"level": {"enum": [1, 2]}}, {"level": 2}),
         ("Run", {"loud": FLAG}, {"loud": True}),

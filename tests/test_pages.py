@@ -56,17 +56,18 @@ def test_the_cheat_sheet_links_to_every_lesson(client):
 
 
 @pytest.mark.parametrize(
-    ("accept", "media_type"),
+    ("path", "accept", "media_type"),
     [
-        ("text/html,*/*;q=0.8", "text/html"),
-        ("*/*", "application/json"),
-        ("text/event-stream", "application/json"),
+        ("/nowhere", "text/html,*/*;q=0.8", "text/html"),
+        ("/nowhere", "*/*", "application/json"),
+        ("/nowhere", "text/event-stream", "application/json"),
+        ("/jobs/nowhere", "text/html,*/*;q=0.8", "application/json"),
     ],
 )
 def test_an_error_is_html_for_pages_and_json_for_others(
-    client, accept, media_type
+    client, path, accept, media_type
 ):
-    response = client.get("/nowhere", headers={"Accept": accept})
+    response = client.get(path, headers={"Accept": accept})
     assert response.status_code == 404
     assert response.mimetype == media_type
 

@@ -560,13 +560,15 @@ def test_invalid_entries_are_logged_in_one_line(
     use(redis_server.url)
     for entry in FOREIGN_ENTRIES[:3]:
         redis_server.client().xadd(f"sse:{channel}", entry)
-    take(read(BEGIN), 1)
+    events = read(BEGIN)
+    assert take_texts(events, 1) == ["reset"]
+    assert [next(events) for _ in range(3)] == [None, None, None]
     (line,) = caplog.messages
     assert line.startswith(f"{channel} contains an invalid entry: ")
 
 
 def test_retries_forever_with_backoff(
-    own_redis, use, channel, read, monkeypatch
+    own_redis, use, channel, read, monkeypatch, caplog
 ):
     pauses = []
     watch = SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
@@ -588,6 +590,7 @@ def test_retries_forever_with_backoff(
     own_redis.stop()
     wait_until(lambda: pauses)
     assert pauses[0] <= 0.1
+    assert "Copying from Redis failed" not in caplog.messages
 
 
 def connections(server: RedisServer, name: str) -> list[dict]:
