@@ -226,8 +226,11 @@ def test_a_client_may_start_at_the_newest_event(store, follow):
     job.send("a", "b")
     wait_until(lambda: B in pairs(job.stored()))
     follower = Follower(follow(job.id, from_newest=True))
+    first_id = job.stored()[0].id
+    reconnecting = Follower(follow(job.id, first_id, from_newest=True))
     job.send(FINISHED)
     assert follower.result() in ([B, END], [END])  # [END] after `waiting`
+    assert reconnecting.result() == [A, B, END]
 
 
 def test_the_newest_event_of_a_silent_job_repeats_its_data(store, follow):
@@ -281,6 +284,7 @@ def test_a_client_that_connects_while_the_job_ends_gets_the_end(store, follow):
             found = follower.result()
             assert found == everything[most:][-len(found) :]
         assert followers[0].result() == everything
+        wait_until(all_slots_are_free)
 
 
 def test_an_unknown_id_is_404(store, follow, stop):
