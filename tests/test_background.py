@@ -329,7 +329,7 @@ def test_an_exception_is_logged_and_not_sent(follow, caplog, way):
     job = Job()
     job.send("a", WRONG_WAYS[way])
     assert pairs(read(follow(job.id))) == [STARTED, A, WRONG]
-    (record,) = caplog.records
+    (record,) = (one for one in caplog.records if one.name == "background")
     assert record.getMessage() == f"jobs:{job.id} failed"
     assert record.exc_info
     wait_until(all_slots_are_free)
