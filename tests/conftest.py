@@ -56,7 +56,7 @@ VIEWPORT = {"width": 1280, "height": 720}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait until `condition` is true. Fail if that takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():
