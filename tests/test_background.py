@@ -118,11 +118,15 @@ def end_all() -> None:
     while Job.running:
         Job.running.pop().send(FINISHED)
     wait_until(all_slots_are_free)
-    wait_until(lambda: not background._watched)
+    wait_until(nobody_watches)
 
 
 def all_slots_are_free() -> bool:
     return not background._interrupts
+
+
+def nobody_watches() -> bool:
+    return not any("(_watch)" in one.name for one in threading.enumerate())
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -262,7 +266,7 @@ def test_a_late_client_gets_the_end_and_then_204(store, follow, end):
     wait_until(job.has_ended)
     (event,) = read(follow(job.id, from_newest=True))
     assert pairs([event]) == pairs(parse_events([end.encode()]))
-    wait_until(lambda: not background._watched)
+    wait_until(nobody_watches)
     for _ in range(2):
         again = follow(job.id, event.id)
         assert (again.status_code, again.get_data()) == (204, b"")
@@ -550,7 +554,7 @@ def orphan(request, store) -> str:
     publish(f"jobs:{id}", Event("", event="started"))
     publish(f"jobs:{id}", Event("a"))
     yield id
-    wait_until(lambda: not background._watched)
+    wait_until(nobody_watches)
     broker.forget(f"jobs:{id}")
 
 
