@@ -349,3 +349,4 @@ def test_a_text_that_a_restarted_server_has_lost_can_be_saved(ada, monkeypatch):
     ada.evaluate("document.querySelector('#author').value = 'x'.repeat(41)")
     press(ada, "Save")
     expect_message(ada, NO_AUTHOR)
+    expect(ada.locator("#conflict")).to_be_hidden()
