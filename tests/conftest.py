@@ -12,6 +12,7 @@ here take one of these fixtures, the most used first:
     start         `start("flask run", FLASK_MAX_STREAMS="2")` starts a server
     live          the app in a thread, so that a test may set its constants
     page          an empty page in Chromium
+    engine        runs it twice: in Firefox and in WebKit, in tests/engines
     online        the app in a process of its own, which asks `upstream`
     redis_server  a Redis server, which the tests share
 
@@ -495,6 +496,16 @@ def lesson_page(page, site):
         return page
 
     return open_lesson
+
+
+@pytest.fixture(scope="session", params=["firefox", "webkit"])
+def engine(request, tmp_path_factory):
+    """Firefox and WebKitGTK, each of which starts once."""
+    from drivers import ENGINES
+
+    running = ENGINES[request.param](tmp_path_factory.mktemp(request.param))
+    yield running
+    running.quit()
 
 
 @pytest.fixture(scope="module", params=COMMANDS)

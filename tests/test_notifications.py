@@ -143,6 +143,10 @@ def test_a_refused_notification_is_not_published(client):
         answer = client.post("/notifications", json=body)
         found = answer.status_code, answer.json
         assert found == (status, {"error": sentence}), body
+    headers = {"Sec-Fetch-Site": "cross-site"}
+    body = {"text": "x", "level": "info"}
+    answer = client.post("/notifications", json=body, headers=headers)
+    assert answer.status_code == 403
     assert newest("notifications") is None
 
 

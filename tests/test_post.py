@@ -81,6 +81,8 @@ def test_a_bad_request_is_refused_with_an_error_message(client):
         assert response.status_code == 400
         assert response.json == {"error": sentence}
     assert client.get("/api/sse").status_code == 405
+    headers = {"Sec-Fetch-Site": "cross-site"}
+    assert client.post(path, json={}, headers=headers).status_code == 403
 
 
 @pytest.mark.parametrize("chunk", [b"zz\r\n{}\r\n0\r\n\r\n", b"9\r\n{}"])

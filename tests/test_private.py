@@ -43,6 +43,7 @@ class User:
 
     def log_out(self) -> None:
         assert self._client.post("/logout").status_code == 204
+        assert self._client.get_cookie("session") is None
 
     @property
     def cookie(self) -> str:
@@ -287,6 +288,11 @@ def test_a_rejected_request_changes_nothing(client):
         found = answer.status_code, answer.json
         assert found == (status, {"error": sentence}), body
         assert "Set-Cookie" not in answer.headers
+    for path in ("/login", "/messages"):
+        headers = {"Sec-Fetch-Site": "cross-site"}
+        body = {"name": "Ada", "to": "Ada", "text": "a"}
+        answer = client.post(path, json=body, headers=headers)
+        assert answer.status_code == 403
     assert newest(private.channel_of("Ada")) is None
 
 

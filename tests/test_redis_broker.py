@@ -560,13 +560,15 @@ def test_invalid_entries_are_logged_in_one_line(
     use(redis_server.url)
     for entry in FOREIGN_ENTRIES[:3]:
         redis_server.client().xadd(f"sse:{channel}", entry)
-    take(read(BEGIN), 1)
+    events = read(BEGIN)
+    assert take_texts(events, 1) == ["reset"]
+    assert [next(events) for _ in range(3)] == [None, None, None]
     (line,) = caplog.messages
     assert line.startswith(f"{channel} contains an invalid entry: ")
 
 
 def test_retries_forever_with_backoff(
-    own_redis, use, channel, read, monkeypatch
+    own_redis, use, channel, read, monkeypatch, caplog
 ):
     pauses = []
     watch = SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
@@ -588,6 +590,7 @@ def test_retries_forever_with_backoff(
     own_redis.stop()
     wait_until(lambda: pauses)
     assert pauses[0] <= 0.1
+    assert "Copying from Redis failed" not in caplog.messages
 
 
 def connections(server: RedisServer, name: str) -> list[dict]:
@@ -666,7 +669,7 @@ def test_one_connection_serves_all_clients_even_after_an_outage_or_stalled(
     server = start("gunicorn -w 1", **environ)
     use(f"{own_redis.url}?client_name=publisher")
     with ExitStack() as opened:
-        clients = [opened.enter_context(server.get(STREAM)) for _ in range(10)]
+        clients = [opened.enter_context(server.get(STREAM)) for _ in range(9)]
         chunks = [client.chunks() for client in clients]
         streams = [parse_events(each) for each in chunks]
         assert {next(events).event for events in streams} == {"begin"}
@@ -683,21 +686,22 @@ def test_one_connection_serves_all_clients_even_after_an_outage_or_stalled(
         assert notify(server, "after")[0] == 201
         assert {text_of(next(events)) for events in streams} == {"after"}
 
-        reading, *stalled = streams
+        for client in clients[2:]:
+            client.close()
+        reading, stalled = streams[:2]
         before = resident_bytes(workers_of(server)[0])
         ids = []
-        for _ in range(100):
-            ids += publish_all("notifications", "x" * 200_000, max_events=5)
+        for _ in range(40):
+            ids += publish_all("notifications", "x" * 500_000, max_events=3)
             assert next(reading).id == ids[-1]
         grown = resident_bytes(workers_of(server)[0]) - before
-        assert grown < 100 * 200_000 / 2
-        for events in stalled:
-            received = [next(events)]
-            while received[-1].id != ids[-1]:
-                received.append(next(events))
-            (gap,) = (n for n, e in enumerate(received) if e.event == "reset")
-            assert [event.id for event in received[:gap]] == ids[:gap]
-            assert [event.id for event in received[gap + 1 :]] == ids[-5:]
+        assert grown < 40 * 500_000
+        received = [next(stalled)]
+        while received[-1].id != ids[-1]:
+            received.append(next(stalled))
+        (gap,) = (n for n, e in enumerate(received) if e.event == "reset")
+        assert [event.id for event in received[:gap]] == ids[:gap]
+        assert [event.id for event in received[gap + 1 :]] == ids[-3:]
     assert not server.logged("Traceback")
 
 
@@ -760,7 +764,7 @@ def notify_all(servers, stored_at: RedisServer, texts: list[str]) -> None:
 def kill(server: Server) -> None:
     for pid in (server.process.pid, *workers_of(server)):
         os.kill(pid, signal.SIGKILL)
-    server.process.wait(10)
+    server.process.wait(60)
 
 
 def test_clients_of_two_instances_get_each_event_once_and_in_order(

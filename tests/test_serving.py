@@ -153,7 +153,7 @@ def test_a_stop_ends_all_connections_and_runs_every_cleanup(
 ):
     # gunicorn starts from any folder.
     command = f"{FOR_EVER} -c {PROJECT}/gunicorn.conf.py"
-    server = start(command, folder=tmp_path, **PROBE)
+    server = start(command, folder=tmp_path, LIMIT_SECONDS="600", **PROBE)
     with ExitStack() as opened:
         paths = ["/sse?interval=10"] * FEW + ["/slow-clean-up"]
         clients = [opened.enter_context(server.get(path)) for path in paths]
@@ -316,7 +316,7 @@ def impatient() -> Iterator[Server]:
     """A server with short timeouts, and with room for few connections."""
     command = f"gunicorn --keep-alive {SHORT_SECONDS} probe:app"
     command += f" --worker-connections {FEW}"
-    environ = {**PROBE, "SHORT_SECONDS": str(SHORT_SECONDS)}
+    environ = {**PROBE, "LIMIT_SECONDS": str(SHORT_SECONDS)}
     with Server(command, **environ) as running:
         yield running
     assert running.logged("Traceback") == []
@@ -344,9 +344,10 @@ def test_a_client_that_never_reads_is_disconnected(impatient):
         wait_until(lambda: len(impatient.logged("^large: closed$")) == 2)
 
 
-def test_quiet_streams_stay_connected(impatient):
+def test_quiet_streams_and_slow_responses_stay_connected(impatient, tmp_path):
     query, headers = f"?interval={2 * SHORT_SECONDS}", HANDSHAKE
     with (
+        impatient.get(f"/once{tmp_path}/done") as page,
         impatient.get(f"/sse{query}") as quiet,
         impatient.get(f"/socket{query}", Upgrade="websocket", **headers) as ws,
     ):
@@ -354,6 +355,8 @@ def test_quiet_streams_stay_connected(impatient):
         assert next(parse_events(quiet.chunks())).data
         ws.sock.sendall(b"\x89\x80mask")  # a ping
         wait_until(lambda: ws.sock.recv(65536).endswith(b"\x8a\x00"))  # a pong
+        (tmp_path / "done").touch()
+        assert page.read() == b"done"
 
 
 def test_a_vanished_client_is_logged_without_a_traceback():
