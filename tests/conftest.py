@@ -539,13 +539,6 @@ def online(online_server) -> Iterator[Server]:
     assert KEY not in log
 
 
-@pytest.fixture(scope="module")
-def offline(command) -> Iterator[Server]:
-    """The app with an offline model that does not pause."""
-    with Server(command, FLASK_OFFLINE_WORD_SECONDS="0") as running:
-        yield running
-
-
 @pytest.fixture
 def upstream(port) -> Iterator[Upstream]:
     """The upstream of `online`. Without this fixture, its port is closed."""

@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 
 import pytest
+from conftest import wait_until
 from playwright.sync_api import Page, expect
 
 import broker
@@ -337,6 +338,9 @@ def test_a_page_overwrites_nothing_that_it_has_not_shown(ada, put):
     press(ada, "Save")
     expect(ada.locator("#theirs")).to_have_text("Unseen")
     assert stored()["text"] == "Unseen"
+    for text in ("Now seen", "and continued"):
+        save(ada, text)
+        wait_until(lambda text=text: stored()["text"] == text)
 
 
 def test_a_text_that_a_restarted_server_has_lost_can_be_saved(ada, monkeypatch):
@@ -349,3 +353,4 @@ def test_a_text_that_a_restarted_server_has_lost_can_be_saved(ada, monkeypatch):
     ada.evaluate("document.querySelector('#author').value = 'x'.repeat(41)")
     press(ada, "Save")
     expect_message(ada, NO_AUTHOR)
+    expect(ada.locator("#conflict")).to_be_hidden()

@@ -13,7 +13,6 @@ import json
 import socket
 import socketserver
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -46,7 +45,6 @@ class Connection:
     def __init__(self, sock: socket.socket):
         self.requests: list[Request] = []
         self.disconnected = threading.Event()
-        self.disconnected_at: float | None = None
         self.sock = sock
         self._steps = threading.Semaphore(0)
 
@@ -74,7 +72,6 @@ class Connection:
             while request := read_request(lines):
                 self.requests.append(request)
                 answer(self)
-        self.disconnected_at = time.monotonic()
         self.disconnected.set()
 
 
