@@ -198,7 +198,8 @@ def _watch(channel: str) -> None:
             if checks * RETRY_SECONDS >= LOST_SECONDS:
                 checks = 0  # if this is rejected, the job can't publish either
                 _publish_after(last_id, channel, _failed(LOST))
-    _watched.discard(channel)
+    with _lock:  # `follow` may not have added it yet
+        _watched.discard(channel)
 
 
 @atexit.register

@@ -172,8 +172,10 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
       const { contentDocument: current } = frame;
       if (current !== page && current.URL !== "about:blank") {
         page = current;
+        if (connection) end(connection, "closed");
         connection = begin("frame", "GET", page.URL);
         open(connection);
+        watchStop(frame.contentWindow, connection);
         const parts = new MutationObserver(() => mark(connection, "part", ""));
         parts.observe(page, { childList: true, subtree: true });
       }
@@ -181,6 +183,15 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
         end(connection, "ended");
       }
     }, MERGE_MS);
+  }
+
+  // In WebKit, a stopped document is never complete.
+  function watchStop(page, connection) {
+    const stop = page.stop.bind(page);
+    page.stop = () => {
+      stop();
+      end(connection, "closed");
+    };
   }
 
   addEventListener("DOMContentLoaded", () => {

@@ -34,10 +34,9 @@ def fresh_broker(monkeypatch) -> Iterator[None]:
 
     `create_app` plugs in another broker, so create the app first or not at all.
     """
-    monkeypatch.setattr(
-        redis_broker, "BLOCK_MS", 10
-    )  # so that threads end soon
-    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)  # threads end soon
+    monkeypatch.setattr(redis_broker, "LOAD_SECONDS", 20)
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.01)
     monkeypatch.setattr(broker, "BROKER", MemoryBroker())
     yield
     wait_until(lambda: not copiers() and not pulses())
@@ -67,9 +66,9 @@ def read(channel):
         yield read
 
 
-def take(events, count, seconds=30) -> list[Event]:
+def take(events, count) -> list[Event]:
     """Return the next `count` events, and skip the silence between them."""
-    taken, deadline = [], time.monotonic() + seconds
+    taken, deadline = [], time.monotonic() + 30
     while len(taken) < count:
         event = next(events)
         if event is not None:
@@ -193,7 +192,7 @@ def walk(seed, channel, machines, go_to, publish_there) -> None:
         for walker in walkers:
             opened.callback(walker.close)
             walker.connect(channel, None)
-        for _ in range(250):
+        for _ in range(150):
             step()
         for machine in machines:
             machine.mend()

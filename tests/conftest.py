@@ -7,10 +7,12 @@ here take one of these fixtures, the most used first:
     upstream      a language model's API, which answers as the test says
     lesson_page   `lesson_page("clock")` opens that lesson's page in Chromium
     store         runs the test twice: with channels in memory and in Redis
-    server        runs it twice: the app under `flask run` and under gunicorn
+    site          the app under `flask run`, which all tests share
+    server        runs it twice: with `site`, and with the app under gunicorn
     start         `start("flask run", FLASK_MAX_STREAMS="2")` starts a server
     live          the app in a thread, so that a test may set its constants
-    page, site    an empty page in Chromium, and a server for it to open
+    page          an empty page in Chromium
+    engine        runs it twice: in Firefox and in WebKit, in tests/engines
     online        the app in a process of its own, which asks `upstream`
     redis_server  a Redis server, which the tests share
 
@@ -34,7 +36,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from random import randrange
@@ -55,10 +57,16 @@ from website.pages import texts
 PROJECT = Path(__file__).parent.parent
 JSON = "application/json"
 VIEWPORT = {"width": 1280, "height": 720}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSERS = (
+    "chromium-headless-shell",  # without windows, so at a third of the CPU time
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "chrome",
+)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait until `condition` is true. Fail if that takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -94,7 +102,10 @@ def free_port() -> int:
 
 
 class Server:
-    """The app in its own process, started as in the README."""
+    """The app in its own process, started as in the README.
+
+    At the end of a `with` block it is killed. To end it as users do, stop it.
+    """
 
     def __init__(
         self,
@@ -129,14 +140,23 @@ class Server:
             self.process.kill()
             raise
 
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Kill it. gunicorn's worker notices, and ends as well."""
+        self.process.kill()
+        self.process.wait()
+
     def _read_log(self) -> None:
-        for line in self.process.stdout:
-            self.log.append(line.rstrip("\n"))
+        with self.process.stdout as lines:
+            for line in lines:
+                self.log.append(line.rstrip("\n"))
 
     def _is_up(self) -> bool:
         """Return whether it responds. gunicorn listens before it can."""
         try:
-            with self.get("/") as client:
+            with self.get("/no-such-page") as client:
                 return client.status > 0
         except OSError:
             return False
@@ -147,9 +167,8 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        self.process.wait(10)
+        self.process.wait()
         self._reader.join()
-        self.process.stdout.close()
 
     def get(self, path: str, **headers: str) -> "Client":
         return Client(self.port, "GET", path, headers=headers)
@@ -184,7 +203,7 @@ class Client:
 
     def __init__(self, port, method, path, body=None, headers=()):
         self.connection = http.client.HTTPConnection(
-            "127.0.0.1", port, timeout=20
+            "127.0.0.1", port, timeout=60
         )
         names = {name.replace("_", "-"): headers[name] for name in headers}
         self.connection.request(method, path, body, names)
@@ -228,10 +247,10 @@ class Client:
 class RedisServer:
     """A Redis server that loses no data when it is killed."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *options: str):
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
+        self._folder, self._options = folder, options
         self.start()
 
     def start(self) -> None:
@@ -240,7 +259,7 @@ class RedisServer:
                 need("redis-server"),
                 *("--port", str(self.port), "--dir", str(self._folder)),
                 *("--appendonly", "yes", "--appendfsync", "always"),
-                *("--save", ""),
+                *("--save", "", *self._options),
             ],
             stdout=subprocess.DEVNULL,
         )
@@ -263,7 +282,7 @@ class RedisServer:
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        self.process.wait(10)
+        self.process.wait()
 
 
 def open_stream(server: Server, name: str) -> Client:
@@ -300,26 +319,35 @@ NAMES = list(LESSONS)
 COMMANDS = {"flask": "flask run", "gunicorn": "gunicorn"}
 
 
-@pytest.fixture(scope="session", params=COMMANDS)
-def server(request) -> Iterator[Server]:
+@pytest.fixture(scope="session")
+def site() -> Iterator[Server]:
+    """The app with its default settings, run with `flask run`."""
+    with Server("flask run") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def gunicorn() -> Iterator[Server]:
+    """The app with its default settings, run with `gunicorn`."""
+    with Server("gunicorn") as running:
+        yield running
+
+
+@pytest.fixture(params=["site", "gunicorn"], ids=COMMANDS)
+def server(request) -> Server:
     """The app with its default settings, under each of the two servers."""
-    running = Server(COMMANDS[request.param])
-    yield running
-    running.stop()
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Server]]:
-    """Return a function that starts servers, which stop after the test."""
-    running: list[Server] = []
+    """Return a function that starts servers, which end after the test."""
+    with ExitStack() as running:
 
-    def start(command: str, **options) -> Server:
-        running.append(Server(command, **options))
-        return running[-1]
+        def start(command: str, **options) -> Server:
+            return running.enter_context(Server(command, **options))
 
-    yield start
-    for server in running:
-        server.stop()
+        yield start
 
 
 @pytest.fixture
@@ -379,7 +407,7 @@ def browser():
     executable = need(*BROWSERS)
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=30_000)
+    expect.set_options(timeout=60_000)
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -393,6 +421,7 @@ def browser():
 def new_page(browser):
     """Open a page that records the errors and warnings in its console."""
     page = browser.new_context().new_page()
+    page.set_default_timeout(60_000)
     page.problems, page.expected = [], ""
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on(
@@ -458,14 +487,6 @@ def page(request, browser, used_pages):
     assert problems == []
 
 
-@pytest.fixture(scope="session")
-def site() -> Iterator[Server]:
-    """The app for browser tests, run with `flask run` as on a laptop."""
-    running = Server("flask run")
-    yield running
-    running.stop()
-
-
 @pytest.fixture
 def lesson_page(page, site):
     """Return a function that opens the page of a lesson."""
@@ -475,6 +496,16 @@ def lesson_page(page, site):
         return page
 
     return open_lesson
+
+
+@pytest.fixture(scope="session", params=["firefox", "webkit"])
+def engine(request, tmp_path_factory):
+    """Firefox and WebKitGTK, each of which starts once."""
+    from drivers import ENGINES
+
+    running = ENGINES[request.param](tmp_path_factory.mktemp(request.param))
+    yield running
+    running.quit()
 
 
 @pytest.fixture(scope="module", params=COMMANDS)
@@ -490,12 +521,12 @@ def port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits up to a minute for its upstream."""
+    """The app, which waits for its upstream for longer than any test."""
     url = f"http://127.0.0.1:{port}/v1"
-    running = Server(command, OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
-    yield running
-    running.stop()
-    assert KEY not in "\n".join(running.log)
+    environ = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": KEY}
+    silence = {"FLASK_UPSTREAM_SILENCE_SECONDS": "300"}
+    with Server(command, **environ, **silence) as running:
+        yield running
 
 
 @pytest.fixture
@@ -511,9 +542,8 @@ def online(online_server) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def offline(command) -> Iterator[Server]:
     """The app with an offline model that does not pause."""
-    running = Server(command, FLASK_OFFLINE_WORD_SECONDS="0")
-    yield running
-    running.stop()
+    with Server(command, FLASK_OFFLINE_WORD_SECONDS="0") as running:
+        yield running
 
 
 @pytest.fixture

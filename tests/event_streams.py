@@ -512,3 +512,39 @@ RESPONSES = {
     "server error": (500, "text/event-stream", False),
     "unavailable": (503, "text/event-stream", False),
 }
+
+# What a browser resumes after if it ignores an id in a block without data.
+WITHOUT_IDS_WITHOUT_DATA = {
+    "id without data": "1",
+    "id and nothing else": "",
+    "id of an unfinished event": "",
+    "id is reset without data": "1",
+    "id with a NUL": "",
+    "id with spaces": "",
+    "id in Chinese": "",
+    "id of invalid bytes": "",
+}
+# engine: table: name: what it does instead. The cheat sheet lists these.
+DIFFERENCES = {
+    "chromium": {"streams": {"BOM and a line end": []}},
+    "firefox": {
+        "streams": {
+            # NUL is dropped, but in an id it swallows the next line.
+            "NUL in the data": [("message", "ab", "")],
+            "encoded: NUL": [("message", "ab", "")],
+            "event type with a NUL": [("ab", "a", "")],
+            "id with a NUL": [],
+            "id that is a NUL": [],
+            "id with a NUL keeps the old one": [A1],
+            # An id in a block without data is lost.
+            "id without data": [A],
+            "id after the event": [A, B],
+            "id reset without data": [A1, B1],
+        },
+        "last IDs": WITHOUT_IDS_WITHOUT_DATA,
+    },
+    "webkit": {
+        "streams": {"BOM of UTF-16": []},
+        "last IDs": WITHOUT_IDS_WITHOUT_DATA,
+    },
+}

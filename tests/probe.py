@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 
+from flask import Response, request
+
 from app import app
 from demos import LESSONS
 from sse import Event, EventStream
@@ -20,8 +22,8 @@ NAMES = {
     *(lesson.module.__name__ for lesson in LESSONS.values()),
 }
 WORKER = sys.modules.get("streaming_worker")
-if WORKER and "SHORT_SECONDS" in os.environ:
-    seconds = float(os.environ["SHORT_SECONDS"])
+if WORKER and "LIMIT_SECONDS" in os.environ:
+    seconds = float(os.environ["LIMIT_SECONDS"])
     WORKER.SILENCE_MS = int(1000 * seconds)
     WORKER.LIMITS["request"] = seconds
 
@@ -79,9 +81,23 @@ def probe():
 
 @app.get("/large")
 def large():
-    return EventStream([Event(20_000_000 * "a")])
+    return log_close(EventStream([Event(20_000_000 * "a")]))
 
 
 @app.get("/large-page")
 def large_page():
-    return 20_000_000 * "a"
+    return log_close(Response(20_000_000 * "a"))
+
+
+def log_close(response):
+    response.call_on_close(lambda: print("large: closed"))
+    return response
+
+
+@app.get("/once/<path:file>")
+def once(file):
+    """Wait until a file exists. Then return a page or an endless stream."""
+    print("waiting")
+    while not os.path.exists(f"/{file}"):
+        time.sleep(0.01)
+    return slow_clean_up() if "stream" in request.args else "done"

@@ -1,15 +1,11 @@
 """Pub/sub with replay, in memory and in Redis."""
 
 import gc
-import random
 import re
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from functools import partial
+from contextlib import closing
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -17,7 +13,6 @@ import pytest
 from channels import (
     Walker,
     channel,
-    copiers,
     fresh_broker,
     hasty_threads,
     publish_all,
@@ -29,14 +24,12 @@ from channels import (
     wait_for_the_next_millisecond,
     walk,
 )
-from conftest import PROJECT, wait_until
+from conftest import wait_until
 
 import broker
 import sse
-from app import create_app
 from broker import (
     BEGIN,
-    Channels,
     Conflict,
     Log,
     PublishedEvent,
@@ -113,12 +106,6 @@ def test_resumes_after_last_event_id(backend, channel, read):
         assert take_texts(events, 5 - number) == [*texts[number:], "e"]
 
 
-def test_replays_hundreds_of_events(backend, channel, read):
-    texts = [str(number) for number in range(201)]
-    publish_all(channel, *texts)
-    assert take_texts(read(BEGIN), len(texts)) == texts
-
-
 @pytest.mark.parametrize(
     "last_event_id", ["", "x", "1-1", "0-1", "99999999999999-0", "١-١"]
 )
@@ -166,7 +153,9 @@ def test_a_slow_client_uses_a_bounded_log_and_delays_nobody(
     backend, channel, read
 ):
     slow, fast = read(), read()
-    assert take_texts(slow, 1) == take_texts(fast, 1) == ["begin"]
+    publish_all(channel, "first", max_events=3)
+    for events in (slow, fast):
+        assert take_texts(events, 2) == ["begin", "first"]
     for number in range(20):
         publish_all(channel, str(number), max_events=3)
         assert take_texts(fast, 1) == [str(number)]
@@ -202,7 +191,7 @@ def test_one_of_many_concurrent_publishers_wins(backend, channel):
     barrier = threading.Barrier(threads)
 
     def race(after):
-        barrier.wait(10)
+        barrier.wait(60)
         try:
             return publish(channel, Event("x"), after=after)
         except Conflict:
@@ -220,19 +209,19 @@ def test_one_of_many_concurrent_publishers_wins(backend, channel):
 def test_all_clients_get_concurrent_events_in_the_same_order(
     backend, channel, read
 ):
-    texts = [str(number) for number in range(100)]
+    texts = [str(number) for number in range(40)]
     readers = [read() for _ in range(3)]
     with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(take_texts, events, 101) for events in readers]
+        jobs = [pool.submit(take_texts, events, 41) for events in readers]
         list(pool.map(lambda text: publish_all(channel, text), texts))
         received = [job.result() for job in jobs]
-    in_order = take_texts(read(BEGIN), 100)
+    in_order = take_texts(read(BEGIN), 40)
     assert received == [["begin", *in_order]] * 3
     assert sorted(in_order, key=int) == texts
 
 
 def test_ids_are_two_numbers_and_increase(backend, channel):
-    ids = publish_all(channel, *map(str, range(50)))
+    ids = publish_all(channel, *map(str, range(20)))
     assert all(re.fullmatch(r"\d+-\d+", id) for id in ids)
     assert all(parts(one) < parts(next) for one, next in pairwise(ids))
     assert parts(ids[0]) > parts(BEGIN)
@@ -247,7 +236,7 @@ def test_ids_increase_when_the_clock_is_set_back(channel, monkeypatch):
 
 def test_forget_never_reuses_an_id(backend, channel):
     ids = []
-    for _ in range(20):
+    for _ in range(9):
         ids += publish_all(channel, "a", "b")
         forget(channel)
     assert all(parts(one) < parts(next) for one, next in pairwise(ids))
@@ -287,19 +276,14 @@ def test_channels_are_independent(backend, channel, read):
     assert take_texts(events, 2) == ["begin", "own"]
 
 
+MAX = broker.MAX_EVENT_BYTES
+
+
 @pytest.mark.parametrize(
     ("event", "error", "sentence"),
     [
-        (
-            Event("a", id="7"),
-            ValueError,
-            "The broker assigns the id, got '7'.",
-        ),
-        (
-            Event("a" * broker.MAX_EVENT_BYTES),
-            ValueError,
-            f"The event is over {broker.MAX_EVENT_BYTES} bytes long.",
-        ),
+        (Event("a", id=""), ValueError, "The broker assigns the id, got ''."),
+        (Event("a" * MAX), ValueError, f"The event is over {MAX} bytes long."),
         (Event({1}), TypeError, "Object of type set is not JSON serializable"),
     ],
     ids=["has an id", "too large", "no JSON"],
@@ -322,24 +306,24 @@ def test_sends_the_largest_event_that_clients_accept(backend, channel, read):
     assert parsed.data == largest
 
 
-def test_yields_none_during_silence_until_an_event_arrives(
-    backend, channel, read
-):
+def test_silence_is_none_and_is_not_replayed(backend, channel, read):
     events = read()
     assert take_texts(events, 1) == ["begin"]
     assert [next(events) for _ in range(3)] == [None] * 3
-    publish_all(channel, "a")
-    assert take_texts(events, 1) == ["a"]
+    publish_all(channel, "a", "b")
+    assert take_texts(events, 2) == ["a", "b"]
+    late = read(BEGIN)
+    assert [next(late).data, next(late).data] == ["a", "b"]
 
 
 def test_one_pulse_ends_the_silence_of_all_clients_and_ends_with_them(
     backend, channel
 ):
-    streams = [subscribe(f"{channel}{n % 3}") for n in range(30)]
+    streams = [subscribe(f"{channel}{n % 2}") for n in range(6)]
     with ThreadPoolExecutor(len(streams)) as threads:
 
         def silences(events) -> int:
-            assert next(events).event == "begin"
+            assert take_texts(events, 1) == ["begin"]
             return [next(events) for _ in range(3)].count(None)
 
         assert set(threads.map(silences, streams)) == {3}
@@ -354,10 +338,13 @@ def test_a_client_that_subscribes_while_the_pulse_ends_gets_a_new_one(
     channel, monkeypatch
 ):
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0)
-    for _ in range(50):
-        with closing(subscribe(channel)) as events:
-            assert take_texts(events, 1) == ["begin"]
-            assert next(events) is None
+    alarm = threading.Timer(60, publish, [channel, Event("no pulse")])
+    alarm.start()  # so that the test does not wait forever
+    with closing(SimpleNamespace(close=alarm.cancel)):
+        for _ in range(30):
+            with closing(subscribe(channel)) as events:
+                assert take_texts(events, 1) == ["begin"]
+                assert next(events) is None
 
 
 @pytest.mark.usefixtures("hasty_threads")
@@ -366,46 +353,59 @@ def test_a_pulse_during_a_publish_delays_no_client(channel, read, monkeypatch):
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0)
     readers = [read() for _ in range(4)]
     with ThreadPoolExecutor(len(readers)) as pool:
-        jobs = [pool.submit(take_texts, events, 1001) for events in readers]
-        texts = [str(number) for number in range(1000)]
+        jobs = [pool.submit(take_texts, events, 301) for events in readers]
+        texts = [str(number) for number in range(300)]
         for text in texts:
             publish_all(channel, text, max_events=2000)
             time.sleep(0)
         for job in jobs:
-            assert job.result(30) == ["begin", *texts]
+            assert job.result() == ["begin", *texts]
 
 
 A = PublishedEvent("1-0", Event("a"))
 
 
+def test_new_and_forgotten_events_wake_waiting_clients():
+    log = Log()
+    for change in (lambda: log.append(A, 9), log.start_over):
+        arrived = log.tail.arrived
+        change()
+        assert arrived.is_set()
+
+
 def test_an_event_that_ends_a_silence_arrives_without_none():
     """The pulse may arrive late, after an event has been appended."""
-    log = Log()
+    log, woken = Log(), []
     end = log.tail
 
     def wait() -> bool:
         log.append(A, 9)
         return True
 
-    end.arrived = SimpleNamespace(wait=wait, set=lambda: None)
+    end.arrived = SimpleNamespace(wait=wait, set=lambda: woken.append(end))
     assert next(log.read(BEGIN, BEGIN)) is A
+    assert woken == [end]
 
 
 def test_a_channel_is_kept_for_keep_seconds_after_its_last_client(
-    channel, monkeypatch
+    channel, read, monkeypatch
 ):
     clock = SimpleNamespace(now=0, time_ns=time.time_ns, sleep=time.sleep)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(broker, "time", clock)
-    publish_all(channel, "a")
+    (id,) = publish_all(channel, "a")
     with closing(subscribe(channel)):
-        clock.now += broker.KEEP_SECONDS
+        clock.now += broker.KEEP_SECONDS + 1
+        publish_all("another", "x")
+        assert newest(channel).data == "a"
     clock.now += broker.KEEP_SECONDS - 1
     publish_all("another", "x")
     assert newest(channel).data == "a"
     clock.now += 2
     publish_all("another", "y")
     assert newest(channel) is None
+    publish_all(channel, "b")
+    assert take_texts(read(id), 2) == ["reset", "b"]
 
 
 def test_a_client_may_resume_while_events_are_appended():
@@ -425,66 +425,21 @@ def test_a_client_may_resume_while_events_are_appended():
     assert next(log.read(Id("1-0"), BEGIN)).data == "b"
 
 
-def test_needs_no_redis_py():
-    code = "import sys; sys.modules['redis'] = None; import broker"
-    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
-
-
-def never_start(channel):
-    subscribe(channel).close()
-
-
-def drop_before_the_start(channel):
+def test_a_disconnect_leaves_nothing_behind(backend, channel):
+    logs = broker.BROKER._channels.logs
+    subscribe(channel).close()  # before its first event
+    assert logs == {}
     subscribe(channel)
     gc.collect()
-
-
-def close_after_begin(channel):
-    with closing(subscribe(channel)) as events:
-        next(events)
-
-
-def close_after_a_silence(channel):
+    assert logs == {}
     with closing(subscribe(channel, BEGIN)) as events:
         assert next(events) is None
-
-
-def close_after_an_event(channel):
+    assert logs == {}
     with closing(subscribe(channel)) as events:
         publish_all(channel, "a")
         assert take_texts(events, 2) == ["begin", "a"]
     forget(channel)
-
-
-def raise_an_exception_inside(channel):
-    with closing(subscribe(channel)) as events:
-        next(events)
-        with pytest.raises(KeyboardInterrupt):
-            events.throw(KeyboardInterrupt)
-
-
-@pytest.mark.parametrize(
-    "disconnect",
-    [
-        never_start,
-        drop_before_the_start,
-        close_after_begin,
-        close_after_a_silence,
-        close_after_an_event,
-        raise_an_exception_inside,
-    ],
-)
-def test_a_disconnect_leaves_nothing_behind(backend, disconnect, channel):
-    disconnect(channel)
-    assert broker.BROKER._channels.logs == {}
-
-
-def test_a_head_request_leaves_nothing_behind(backend, monkeypatch):
-    plugged_in = broker.BROKER
-    client = create_app({"KEEP_ALIVE_SECONDS": 0.02}).test_client()
-    monkeypatch.setattr(broker, "BROKER", plugged_in)
-    assert client.head("/stream/notifications").status_code == 200
-    assert plugged_in._channels.logs == {}
+    assert logs == {}
 
 
 def test_a_client_may_be_garbage_collected_at_any_time(channel):
@@ -520,55 +475,6 @@ def refuse_to_start(thread):
     raise RuntimeError("can't start new thread")
 
 
-def test_events_are_kept_without_subscribers(backend, channel, read):
-    for text in ("a", "b"):
-        events = read()
-        publish_all(channel, text)
-        assert take_texts(events, 2) == ["begin", text]
-        events.close()
-    assert take_texts(read(BEGIN), 2) == ["a", "b"]
-
-
-def test_silence_is_not_replayed(backend, channel, read):
-    publish(channel, Event("a"))
-    readers = [read(BEGIN) for _ in range(3)]
-
-    def silences(events):
-        assert next(events).data == "a"
-        return [next(events) for _ in range(5)]
-
-    with ThreadPoolExecutor(len(readers)) as threads:
-        for silence in threads.map(silences, readers):
-            assert silence == 5 * [None]
-    publish(channel, Event("b"))
-    for events in readers:
-        assert take_texts(events, 1) == ["b"]
-    late = read(BEGIN)
-    assert [next(late).data, next(late).data] == ["a", "b"]
-
-
-def test_memory_discards_an_old_channel_without_subscribers(
-    channel, read, monkeypatch
-):
-    monkeypatch.setattr(broker, "KEEP_SECONDS", 0)
-    publish_all(channel, "a")
-    events = read(BEGIN)
-    publish_all("another", "x")
-    assert newest(channel).data == "a"
-    assert take_texts(events, 1) == ["a"]
-    events.close()
-    publish_all("another", "y")
-    assert newest(channel) is None
-
-
-def test_a_discarded_channel_is_a_gap(channel, read, monkeypatch):
-    (id,) = publish_all(channel, "a")
-    wait_for_the_next_millisecond()
-    monkeypatch.setattr(broker, "KEEP_SECONDS", 0)
-    publish_all(channel, "b")
-    assert take_texts(read(id), 2) == ["reset", "b"]
-
-
 def test_errors_are_http_responses():
     conflict, unavailable = Conflict(), Unavailable(retry_after=5)
     assert (conflict.code, conflict.description) == (
@@ -597,7 +503,7 @@ def test_clients_of_a_short_log_get_every_event_or_reset(
 
     with ThreadPoolExecutor(len(readers)) as pool:
         jobs = [pool.submit(read_all, events) for events in readers]
-        for _ in range(500):
+        for _ in range(200):
             ids += publish_all(channel, "x", max_events=3)
         ids += publish_all(channel, "last")
         for job in jobs:
@@ -607,7 +513,7 @@ def test_clients_of_a_short_log_get_every_event_or_reset(
             assert walker.number == len(ids) - 1
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_clients_in_memory_get_every_event_or_reset(seed, channel):
     def publish_there(max_events):
         return publish(channel, Event("x"), max_events=max_events)

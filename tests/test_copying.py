@@ -236,6 +236,7 @@ def test_flask_take_writes_the_files_of_the_download(app, tmp_path):
     assert done.stdout == f"{folder}/README.md says how to run it.\n"
     with app.app_context():
         expected = app_files("numbers")
+    assert expected["LICENSE"] == (PROJECT / "LICENSE").read_bytes()
     assert expected == {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")

@@ -1,5 +1,6 @@
 import re
 import sys
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
@@ -84,6 +85,10 @@ BLOCKED = {
         '<p><a rel="noopener noreferrer">a</a></p>\n',
         [('href="javascript:b"', "<a>")],
     ),
+    '<a href="data:,b" style="position: fixed">a</a>': (
+        '<p><a rel="noopener noreferrer">a</a></p>\n',
+        [('href="data:,b"', "<a>"), ('style="position: fixed"', "<a>")],
+    ),
     "a <svg onload=b>c</svg>": (
         "<p>a c</p>\n",
         [("<svg>", "the text"), ('onload="b"', "<svg>")],
@@ -153,6 +158,12 @@ ATOMS = [
 ]
 
 
+def in_pieces(text):
+    """Cut a text into single characters, or a long one into 60 pieces."""
+    size = max(1, len(text) // 60)
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
 def blocks(*pieces):
     """Return the blocks of a text that arrives in these pieces."""
     markdown, found = GrowingMarkdown(), []
@@ -165,13 +176,13 @@ def blocks(*pieces):
 
 @pytest.mark.parametrize("text", RENDERED)
 def test_renders_each_block_however_the_text_arrives(text):
-    for pieces in ([text], text):
+    for pieces in ([text], in_pieces(text)):
         assert [block.html for block in blocks(*pieces)] == RENDERED[text]
 
 
 @pytest.mark.parametrize("text", BLOCKED)
 def test_reports_what_was_removed_and_where(text):
-    for pieces in ([text], text):
+    for pieces in ([text], in_pieces(text)):
         assert blocks(*pieces) == [BLOCKED[text]]
 
 
@@ -182,7 +193,7 @@ def test_a_block_is_finished_once_later_text_cannot_change_it(text):
     assert len(list(markdown.take_finished())) == FINISHED[text]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=150)
 @given(
     st.lists(st.sampled_from(ATOMS), max_size=40).map("".join),
     st.randoms(use_true_random=False),
@@ -268,8 +279,6 @@ TEXTS = {
     "one paragraph": ("", "word *word* and `code` and more\n"),
     "one code block": ("```python\n", "    def f(x): return x + 1  # <b>\n"),
     "one list": ("", "- item of a list that has **no** end\n"),
-    "one table": ("| a | b |\n|---|---|\n", "| cell | another cell |\n"),
-    "one quotation": ("", "> word *word* and `code` and more\n"),
     "short paragraphs": ("", "a\n\n"),
     "raw HTML": ("", "<b onclick=1>a</b> <img src=x>\n\n"),
     "unclosed formats": ("x ", "".join(f"<em a{n}>x<p>" for n in range(500))),
@@ -281,7 +290,6 @@ TEXTS = {
     "half-open brackets": ("", "[[]"),
     "labels": ("", "[a]["),
     "open comments": ("", "<!--"),
-    "open sections": ("", "<![CDATA["),
     "open tags": ("", "<b "),
     "deep lists": ("", "- " * 20 + "a\n"),
     "deep quotations": ("", ">" * 50 + "a\n"),
@@ -292,6 +300,7 @@ TEXTS = {
 PROSE = ("", "The model writes a sentence of plain words, and another.\n\n")
 
 
+@cache
 def cost(beginning, repeated, size, piece):
     """Return the number of calls, drawn characters and draws for a text."""
     text = (beginning + repeated * (size // len(repeated) + 1))[:size]
@@ -316,13 +325,13 @@ def cost(beginning, repeated, size, piece):
     return calls, drawn, draws
 
 
-@pytest.mark.parametrize("piece", [30, 4000], ids=["growing", "in one piece"])
 @pytest.mark.parametrize("kind", TEXTS)
-def test_no_text_costs_much_more_than_plain_prose(kind, piece):
-    calls, drawn, _ = cost(*TEXTS[kind], 4000, piece)
-    prose_calls, prose_drawn, _ = cost(*PROSE, 4000, piece)
-    assert calls <= 35 * prose_calls
-    assert drawn <= 40 * prose_drawn
+def test_no_text_costs_much_more_than_plain_prose(kind):
+    for piece in (60, 3000):
+        calls, drawn, _ = cost(*TEXTS[kind], 3000, piece)
+        prose_calls, prose_drawn, _ = cost(*PROSE, 3000, piece)
+        assert calls <= 35 * prose_calls
+        assert drawn <= 40 * prose_drawn
 
 
 @pytest.mark.parametrize(

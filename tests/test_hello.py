@@ -1,7 +1,9 @@
+import pytest
 from conftest import PROJECT
 from parts import needed
 from playwright.sync_api import expect
 
+from demos import hello as lesson
 from demos.hello import hello
 
 BODY = [
@@ -11,12 +13,17 @@ BODY = [
 ]
 
 
-def test_sends_exactly_these_bytes_one_event_at_a_time(server):
-    with server.get("/stream/hello") as client:
-        assert client.status == 200
-        assert client.header("Content-Type") == "text/event-stream"
-        assert client.header("Access-Control-Allow-Origin") == "*"
-        assert list(client.chunks()) == BODY
+@pytest.fixture
+def _no_pause(monkeypatch):
+    monkeypatch.setattr(lesson, "PAUSE_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("_no_pause")
+def test_sends_exactly_these_bytes_one_event_at_a_time(client):
+    with client.get("/stream/hello") as response:
+        assert response.headers["Content-Type"] == "text/event-stream"
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
+        assert list(response.iter_encoded()) == BODY
 
 
 def test_pauses_between_events():
@@ -30,13 +37,11 @@ def test_needs_no_part():
     assert needed(PROJECT / "demos/hello.py") == []
 
 
-def test_page_closes_the_stream_on_the_status_event(lesson_page):
-    page = lesson_page("hello")
+@pytest.mark.usefixtures("_no_pause")
+def test_page_closes_the_stream_on_the_status_event(live, page):
+    page.goto(f"{live.url}/demos/hello")
     page.get_by_role("button", name="Start").click()
-    page.get_by_text("status: hi").wait_for()
-    assert page.locator("#list > *").all_text_contents() == [
-        "status: hi",
-        "message: Are you there?",
-        "message: Hello",
-    ]
+    expect(page.locator("#list > *")).to_have_text(
+        ["status: hi", "message: Are you there?", "message: Hello"]
+    )
     expect(page.locator("#state")).to_have_text("closed")

@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -21,7 +20,6 @@ from upstream import (
     FAULTS,
     FINISH,
     FRAMINGS,
-    HARMLESS,
     HARMLESS_ANSWERS,
     HELLO,
     KEY,
@@ -49,7 +47,6 @@ from language_model import (
     message_deltas,
 )
 
-NOTICE_SECONDS = 2
 MESSAGES = [{"role": "user", "content": "Hi"}]
 MODEL = "test-model"
 
@@ -222,21 +219,6 @@ SMILE = delta("?").replace(b"?", "😀".encode())
 """The official API sends such characters unescaped."""
 
 
-@pytest.mark.parametrize(
-    ("line", "text"),
-    [
-        (delta("Hello"), "Hello"),
-        (delta("Hello").replace(b"\n", b"\r\n"), "Hello"),
-        (SMILE, "😀"),
-    ],
-    ids=["LF", "CRLF", "four bytes a character"],
-)
-def test_an_event_may_arrive_byte_by_byte(upstream, line, text):
-    pieces = [line[at : at + 1] for at in range(len(line))]
-    upstream.answer = stream(*pieces, FINISH, DONE)
-    assert list(deltas(ask(MESSAGES))) == [text]
-
-
 @pytest.mark.parametrize("at", [-1, -2, -3, SMILE.index(b"\xf0") + 2])
 def test_an_event_may_arrive_in_two_reads(upstream, at):
     line = SMILE.replace(b"\n", b"\r\n")
@@ -245,15 +227,6 @@ def test_an_event_may_arrive_in_two_reads(upstream, at):
     assert next(texts) == "One"
     upstream.resume()
     assert list(texts) == ["😀"]
-
-
-@pytest.mark.parametrize("framing", ["length", "close"])
-@pytest.mark.parametrize("name", HARMLESS)
-def test_an_unusual_answer_is_read_completely_in_any_framing(
-    upstream, name, framing
-):
-    upstream.answer = stream(*HARMLESS[name], framing=framing)
-    assert list(deltas(ask(MESSAGES))) == ["Hello"]
 
 
 # Answers of real APIs, and the official client
@@ -347,12 +320,17 @@ def test_each_fault_is_one_message_after_the_text_so_far(upstream, name):
     ids=["before headers", "after headers", *FRAMINGS],
 )
 def test_a_long_silence_is_a_fault(upstream, monkeypatch, answer, message):
-    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 1)
+    def is_reported() -> bool:  # on a slow machine, not at the first attempt
+        _, error = outcome(ask(MESSAGES))
+        assert error.status == 504
+        return str(error) == message
+
+    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 0.1)
     monkeypatch.setattr(language_model, "CONNECT_SECONDS", 300)
     upstream.answer = answer
-    _, error = outcome(ask(MESSAGES))
-    assert (str(error), error.status) == (message, 504)
-    wait_until(upstream.connections[0].disconnected.is_set)
+    wait_until(is_reported)
+    for connection in upstream.connections:
+        wait_until(connection.disconnected.is_set)
 
 
 @pytest.mark.parametrize(
@@ -483,12 +461,11 @@ def check_close_wakes(read, upstream: Upstream) -> None:
     thread.start()
     wait_until(lambda: answer._response is not None)
     wait_until(lambda: waits_in(thread, "/socket.py", "/ssl.py"))
-    closed_at = time.monotonic()
     answer.close()
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive()
     (connection,) = upstream.connections
     wait_until(connection.disconnected.is_set)
-    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
     assert [(type(one), str(one)) for one in errors] == [
         (ModelError, BROKEN_OFF)
     ]
@@ -571,9 +548,9 @@ def many_files() -> Iterator[None]:
 def test_many_answers_can_be_open_concurrently(upstream, many_files, caplog):
     caplog.set_level(logging.INFO)
     upstream.answer = stream(delta("Hel"), PAUSE, delta("lo"), FINISH, DONE)
-    answers = [deltas(ask(MESSAGES)) for _ in range(150)]
+    answers = [deltas(ask(MESSAGES)) for _ in range(20)]
     assert {next(texts) for texts in answers} == {"Hel"}
-    assert len(upstream.connections) == 150
+    assert len(upstream.connections) == 20
     for connection in upstream.connections:
         connection.resume()
     assert {"".join(texts) for texts in answers} == {"lo"}

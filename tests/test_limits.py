@@ -3,18 +3,10 @@
 import json
 
 import pytest
-from conftest import COMMANDS, NAMES, Server, open_stream, wait_until
+from conftest import NAMES, open_stream, wait_until
 from werkzeug.test import create_environ
 
 from app import create_app
-
-
-@pytest.fixture(scope="module", params=COMMANDS.values())
-def small(request):
-    """The app with a limit of three streams."""
-    server = Server(request.param, FLASK_MAX_STREAMS="3")
-    yield server
-    server.stop()
 
 
 def message(body: bytes) -> str:
@@ -28,7 +20,8 @@ def is_open(server, path):
         return client.status == 200
 
 
-def test_beyond_the_limit_only_streams_get_503(small):
+def test_beyond_the_limit_only_streams_get_503(start):
+    small = start("gunicorn", FLASK_MAX_STREAMS="3")
     streams = [small.get("/sse?interval=0.05") for _ in range(3)]
     assert [stream.status for stream in streams] == [200, 200, 200]
     for name in NAMES:
@@ -62,22 +55,20 @@ def test_a_slot_is_free_again_after_every_kind_of_response():
             assert response.status_code != 503, path
 
 
-def test_a_slot_is_free_again_after_an_exception(monkeypatch):
-    app = create_app({"MAX_STREAMS": 1})
+@pytest.mark.parametrize("is_debugging", [False, True])
+def test_a_slot_is_free_again_after_an_exception(monkeypatch, is_debugging):
+    config = {"MAX_STREAMS": 1, "PROPAGATE_EXCEPTIONS": is_debugging}
+    app = create_app(config)
     monkeypatch.setitem(app.view_functions, "clock.stream", lambda: 1 / 0)
     for _ in range(3):
-        response = app.test_client().get("/sse", buffered=True)
-        assert response.status_code == 500
-        assert "ZeroDivision" not in response.text
-        assert list(response.json) == ["error"]
-
-
-def test_a_slot_is_free_again_after_an_exception_in_the_debugger(monkeypatch):
-    app = create_app({"MAX_STREAMS": 1, "PROPAGATE_EXCEPTIONS": True})
-    monkeypatch.setitem(app.view_functions, "clock.stream", lambda: 1 / 0)
-    for _ in range(3):
-        with pytest.raises(ZeroDivisionError):
-            app.test_client().get("/sse")
+        if is_debugging:
+            with pytest.raises(ZeroDivisionError):
+                app.test_client().get("/sse")
+        else:
+            response = app.test_client().get("/sse", buffered=True)
+            assert response.status_code == 500
+            assert "ZeroDivision" not in response.text
+            assert list(response.json) == ["error"]
 
 
 def test_a_slot_is_free_again_if_the_response_is_never_closed():

@@ -73,12 +73,8 @@ def test_rejects_fields_that_the_format_cannot_represent():
     for retry in (-1, 1.0, "1", True, False):
         problem = f"retry must be an integer >= 0, got {retry!r}"
         assert refusal(retry=retry) == problem
-
-
-def test_a_stream_rejects_the_same_retry_as_an_event():
-    for retry in (-1, 1.0, "1", True, False):
-        with pytest.raises(ValueError, match="^retry must be an integer >= 0"):
-            EventStream([], retry=retry)
+    with pytest.raises(ValueError, match="^retry must be an integer >= 0"):
+        EventStream([], retry=-1)
 
 
 def test_fields_other_than_data_are_keyword_only():
@@ -99,15 +95,17 @@ def test_a_lone_surrogate_is_sent_as_a_question_mark(event):
     assert b"a?b" in event.encode()
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_rejects_numbers_that_json_cannot_represent(number):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        Event([number]).encode()
-
-
-@pytest.mark.parametrize("data", [{1, 2}, b"a", object()])
-def test_rejects_data_that_json_cannot_represent(data):
-    with pytest.raises(TypeError, match="not JSON serializable"):
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        ([float("nan")], ValueError),
+        ([-float("inf")], ValueError),
+        ({1, 2}, TypeError),
+        (b"a", TypeError),
+    ],
+)
+def test_rejects_data_that_json_cannot_represent(data, error):
+    with pytest.raises(error, match="JSON"):
         Event(data).encode()
 
 
@@ -161,41 +159,14 @@ def test_a_complete_response_parses_back_to_its_events():
     ]
 
 
-@pytest.mark.parametrize("events", [1, 2, 3])
-def test_generator_is_closed_when_the_client_disconnects(events):
+def test_generator_is_closed_when_the_client_disconnects():
     source = Source(EVENTS)
-    app = serve(source)
-    response = app.test_client().get("/")
-    for _ in islice(response.response, 1 + events):
+    response = serve(source).test_client().get("/")
+    for _ in islice(response.response, 1 + 2):
         assert not source.closed
     response.close()
     assert source.closed
-    assert source.asked == events
-
-
-def test_generator_is_closed_before_its_first_event():
-    source = Source(EVENTS)
-    stream = EventStream(source)
-    next(stream.iter_encoded())
-    stream.close()
-    assert source.closed
-
-
-def test_generator_is_closed_at_its_end():
-    source = Source(EVENTS)
-    with EventStream(source) as response:
-        response.get_data()
-    assert source.closed
-
-
-def test_generator_is_closed_when_it_fails():
-    source = Source(fail(LookupError("gone")))
-    with (
-        pytest.raises(LookupError, match="gone"),
-        EventStream(source) as response,
-    ):
-        response.get_data()
-    assert source.closed
+    assert source.asked == 2
 
 
 def test_generator_is_closed_when_never_started():
@@ -267,15 +238,10 @@ def test_yields_none_after_the_configured_silence_and_not_earlier():
 
 
 @threads_end
-def test_events_keep_their_order():
+def test_events_keep_their_order_and_the_source_is_closed():
     items = [*EVENTS, b"data: a\n\n", None, *EVENTS]
-    assert list(keep_alive(Source(items), LONG)) == items
-
-
-@threads_end
-def test_source_is_closed_at_its_end():
-    source = Source(EVENTS)
-    assert list(keep_alive(source, LONG)) == EVENTS
+    source = Source(items)
+    assert list(keep_alive(source, LONG)) == items
     assert source.closed
 
 
@@ -286,18 +252,12 @@ class Timeout(BaseException):
 @threads_end
 @pytest.mark.parametrize("error", [LookupError("gone"), Timeout("gone")])
 def test_an_exception_in_the_source_is_raised_to_the_caller(error):
-    stream = keep_alive(fail(error), SHORT)
+    source = Source(fail(error))
+    stream = keep_alive(source, LONG)
     assert next(stream) == Event("a")
     with pytest.raises(type(error), match="gone"):
-        list(islice(stream, 20))
-
-
-@threads_end
-def test_source_that_fails_is_closed():
-    source = Source(fail(LookupError("gone")))
-    with pytest.raises(LookupError, match="gone"):
-        list(keep_alive(source, LONG))
-    wait_until(lambda: source.closed)
+        next(stream)
+    assert source.closed
 
 
 @threads_end
@@ -311,7 +271,7 @@ def test_source_waits_for_a_slow_client():
 
 
 @threads_end
-@pytest.mark.parametrize("received", range(1, 6))
+@pytest.mark.parametrize("received", [1, 5])
 def test_close_ends_a_source_that_is_ahead(received):
     source = Source(repeat(Event("a")))
     stream = keep_alive(source, LONG)
@@ -403,15 +363,6 @@ def test_close_ends_the_source_at_its_next_event_without_an_interrupt():
     stream.close()
     assert not source.closed
     proceed.set()
-    wait_until(lambda: source.closed)
-
-
-@threads_end
-def test_closing_the_response_ends_the_source_and_its_thread():
-    source = Source(repeat(Event("a")))
-    stream = EventStream(keep_alive(source, LONG))
-    assert list(islice(stream.iter_encoded(), 2)) == [b":\n", b"data: a\n\n"]
-    stream.close()
     wait_until(lambda: source.closed)
 
 

@@ -2,7 +2,7 @@
 
 They are normalized, so that a test can detect them. They call only alert,
 confirm or prompt, and contact only a reserved host. Invisible characters are
-escaped.
+escaped. The scripts at the end try them in the page of the lesson `markdown`.
 """
 
 PAYLOADS = {
@@ -619,3 +619,57 @@ PAYLOADS = {
         ),
     ],
 }
+
+ALL = [payload for payloads in PAYLOADS.values() for payload in payloads]
+CONTROLS = {
+    "1": "<img src/onerror=alert(1)>",
+    "2": "<video><source onerror=alert(2) src=1></video>",
+    "3": "<details ontoggle=alert(3) open>test</details>",
+    "4": "<svg><animate onbegin=alert(4) attributeName=x dur=1s>",
+    "5": '<iframe srcdoc="<img src=1 onerror=alert(5)>"></iframe>',
+    "https://attacker.example/img-srcset": (
+        '<img srcset=",,,,,https://attacker.example/img-srcset">'
+    ),
+}
+"""Payloads that work without any guard, by the trace that they leave."""
+# Our own payloads, for guards that no published payload attacks.
+OURS = [
+    '<form style="display:block;content-visibility:auto" '
+    'oncontentvisibilityautostatechange="alert(1)">'
+    "<input name=attributes><input name=attributes>",
+    "<form><input name=remove><input name=localName></form>",
+    'x<base href="https://attacker.example/">',
+    '<svg><circle r="9" fill="url(https://attacker.example/fill.svg#a)"/></svg>',
+    '<link rel="stylesheet" href="https://attacker.example/link.css">',
+]
+
+# Behave like a page without any guard.
+UNGUARDED = """
+() => { put = (element, html) => { element.innerHTML = html; }; }
+"""
+PUT = """
+(payloads) => payloads.forEach((payload, number) => {
+  const element = document.createElement("div");
+  blocks.append(element);
+  put(element, payload);
+  check(element, number);
+})
+"""
+# A link does nothing until somebody clicks it, so check where it leads.
+CHECK = """
+window.found = [];
+window.check = (element, number) => {
+  for (const part of element.querySelectorAll("*")) {
+    for (const name of Element.prototype.getAttributeNames.call(part)) {
+      const harmless = ["align", "class", "rel", "start", "title"];
+      if (harmless.includes(name)) continue;
+      const isLink = part.localName === "a" && name === "href";
+      if (isLink && /^(https?|mailto):/.test(part.href)) continue;
+      found.push([number, part.localName, name]);
+    }
+  }
+  if (!document.baseURI.startsWith(location.origin)) {
+    found.push([number, "base", document.baseURI]);
+  }
+};
+"""

@@ -1,0 +1,157 @@
+"""A site that serves the tables of event_streams.py, and what browsers read.
+
+`evaluate` calls a JavaScript function with one argument in an open page of this
+site, and returns its result.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from event_streams import DIFFERENCES, ENCODED, LAST_IDS, RESPONSES, STREAMS
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Request, Response
+
+CASES = STREAMS | {
+    f"encoded: {name}": (stream, [event])
+    for name, (_, stream, event) in ENCODED.items()
+}
+TYPES = sorted({type for _, events in CASES.values() for type, _, _ in events})
+TYPES.append("ab")  # Firefox's name for "a\0b"
+
+# Browsers open six connections to a host. Keep one free for the page.
+CONNECTIONS = 5
+
+READ_STREAMS = """
+async ({count, connections, types}) => {
+  const read = (number) => new Promise((resolve) => {
+    const events = [];
+    const source = new EventSource(`/streams/${number}`);
+    const listen = (event) => {
+      if (event instanceof MessageEvent) {
+        events.push([event.type, event.data, event.lastEventId]);
+      } else if (event.type === "error") {
+        source.close();
+        resolve(events);
+      }
+    };
+    for (const type of ["error", ...types]) {
+      source.addEventListener(type, listen);
+    }
+  });
+  const dispatched = [];
+  let next = 0;
+  const readOneAfterAnother = async () => {
+    while (next < count) {
+      const number = next++;
+      dispatched[number] = await read(number);
+    }
+  };
+  await Promise.all(Array.from({length: connections}, readOneAfterAnother));
+  return dispatched;
+}
+"""
+# Read until the connection fails for good.
+READ_TO_THE_END = """
+(urls) => Promise.all(urls.map((url) => new Promise((resolve) => {
+  const source = new EventSource(url);
+  const ids = [];
+  let isOpen = false;
+  source.onopen = () => { isOpen = true; };
+  source.onmessage = ({ lastEventId }) => ids.push(lastEventId);
+  source.onerror = () => {
+    if (source.readyState === EventSource.CLOSED) {
+      resolve([isOpen, ids.at(-1) ?? null]);
+    }
+  };
+})))
+"""
+
+sent: dict[str, list[str | None]] = defaultdict(list)
+"""For each path, the Last-Event-ID of each request."""
+
+
+@Request.application
+def serve_case(request: Request) -> Response:
+    table, _, number = request.path[1:].partition("/")
+    if not table:
+        return Response("<!doctype html>", mimetype="text/html")
+    sent[request.path].append(request.headers.get("Last-Event-ID"))
+    stream, status, kind = b"retry: 1\n", 200, "text/event-stream"
+    if table == "streams":
+        stream, _ = list(CASES.values())[int(number)]
+    elif len(sent[request.path]) > 2:
+        status = 204
+    elif table == "responses":
+        status, kind, _ = list(RESPONSES.values())[int(number)]
+    elif len(sent[request.path]) == 1:
+        stream += list(LAST_IDS.values())[int(number)][0]
+    else:
+        stream += b"data: again\n\n"
+    response = Response(stream, status)
+    response.headers.remove("Content-Type")
+    if kind:
+        response.headers["Content-Type"] = kind
+    return response
+
+
+@contextmanager
+def event_stream_site() -> Iterator[str]:
+    """Run the site. Yield its URL."""
+    sent.clear()
+    server = make_server("127.0.0.1", 0, serve_case, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def check_streams(engine: str, evaluate: Callable) -> None:
+    """Check which events an engine dispatches."""
+    options = {"count": len(CASES), "connections": CONNECTIONS, "types": TYPES}
+    streams = evaluate(READ_STREAMS, options)
+    dispatched = {
+        name: [tuple(event) for event in events]
+        for name, events in zip(CASES, streams, strict=True)
+    }
+    standard = {name: events for name, (_, events) in CASES.items()}
+    _check("streams", engine, dispatched, standard)
+
+
+def check_responses(engine: str, evaluate: Callable) -> None:
+    """Check which responses an engine reads as event streams."""
+    found = _read_to_the_end("responses", RESPONSES, evaluate)
+    opened = {name: is_open for name, (is_open, _) in found.items()}
+    standard = {name: is_read for name, (_, _, is_read) in RESPONSES.items()}
+    _check("responses", engine, opened, standard)
+
+
+def check_last_ids(engine: str, evaluate: Callable) -> None:
+    """Check with which Last-Event-ID an engine reconnects, twice."""
+    found = _read_to_the_end("ids", LAST_IDS, evaluate)
+    ids = {name: id for name, (_, id) in found.items()}
+    standard = {name: id for name, (_, id) in LAST_IDS.items()}
+    _check("last IDs", engine, ids, standard)
+    for number, (name, id) in enumerate(ids.items()):
+        header = id.strip().encode().decode("latin-1") or None
+        assert sent[f"/ids/{number}"] == [None, header, header], name
+
+
+def _check(table: str, engine: str, found: dict, standard: dict) -> None:
+    """Check that an engine does not do what the standard says only as known."""
+    different = {
+        name: one for name, one in found.items() if one != standard[name]
+    }
+    assert different == DIFFERENCES[engine].get(table, {})
+
+
+def _read_to_the_end(table: str, cases: dict, evaluate: Callable) -> dict:
+    """Return for each case whether it opened, and the id of its last event."""
+    urls = [f"/{table}/{number}" for number in range(len(cases))]
+    return dict(zip(cases, evaluate(READ_TO_THE_END, urls), strict=True))
+
+
+CHECKS = [check_streams, check_responses, check_last_ids]
