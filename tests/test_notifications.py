@@ -2,6 +2,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from itertools import islice
 
 import pytest
 from conftest import free_port, wait_until
@@ -75,9 +76,11 @@ def place(events: Iterator[Event]) -> str:
 
 def texts(events: Iterator[Event], count: int) -> list[tuple[str, str]]:
     """Return the id and text of each of the next events."""
-    received = [next(events) for _ in range(count)]
-    assert {event.event for event in received} == {"message"}
-    return [(event.id, json.loads(event.data)["text"]) for event in received]
+    received = []
+    for event in islice(events, count):
+        assert event.event == "message"
+        received.append((event.id, json.loads(event.data)["text"]))
+    return received
 
 
 def test_all_clients_get_each_notification_with_the_id_of_its_answer(
