@@ -447,14 +447,16 @@ def test_the_chart_has_five_lines_and_legible_labels(lesson_page):
 
     # The chart fits the window.
     chart = page.locator("#chart")
-    fits = "e => e.width === e.clientWidth * devicePixelRatio"
-    for width in (360, 1600):
+    fits = """(e) => e.width === e.clientWidth * devicePixelRatio &&
+      e.height === e.clientHeight * devicePixelRatio"""
+    for width, ratio in ((360, 1), (1600, 2)):
+        page.evaluate("(ratio) => window.devicePixelRatio = ratio", ratio)
         page.set_viewport_size({"width": width, "height": 800})
         wait_until(lambda: chart.evaluate(fits))
         lines = painted(page).values()
         assert min(map(len, lines)) > 20
         rightmost = min(max(x for x, _ in places) for places in lines)
-        assert rightmost > chart.evaluate("e => e.width") - 120
+        assert rightmost > chart.evaluate("e => e.width") - 120 * ratio
 
 
 def test_the_chart_is_drawn_once_a_frame_for_any_number_of_events(lesson_page):

@@ -34,6 +34,7 @@ import language_model
 from app import create_app
 from checks import FOREIGN
 from demos import relay
+from sse import keep_alive
 
 PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -527,8 +528,15 @@ def writes_without_end(connection):
     ids=["after headers", "in mid-answer", "while it writes"],
 )
 def test_a_disconnect_closes_the_connection_to_the_upstream(
-    client, upstream, answer
+    client, upstream, answer, monkeypatch
 ):
+    kept = []  # so that only `close` ends the generator
+
+    def keep(*arguments):
+        kept.append(keep_alive(*arguments))
+        return kept[0]
+
+    monkeypatch.setattr(relay, "keep_alive", keep)
     upstream.answer = answer
     with client.post(PATH, json=STREAMED) as response:
         next(iter(response.response))
