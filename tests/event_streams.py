@@ -513,8 +513,8 @@ RESPONSES = {
     "unavailable": (503, "text/event-stream", False),
 }
 
-# What a browser resumes after if it ignores an id in a block without data.
-WITHOUT_IDS_WITHOUT_DATA = {
+# The ids after which a browser resumes if it ignores one without data.
+RESUMED_WITHOUT = {
     "id without data": "1",
     "id and nothing else": "",
     "id of an unfinished event": "",
@@ -524,27 +524,40 @@ WITHOUT_IDS_WITHOUT_DATA = {
     "id in Chinese": "",
     "id of invalid bytes": "",
 }
-# engine: table: name: what it does instead. The cheat sheet lists these.
+# engine: what the cheat sheet calls the difference: table: name: what it does
 DIFFERENCES = {
-    "chromium": {"streams": {"BOM and a line end": []}},
+    "chromium": {
+        "BOM, then LF": {"streams": {"BOM and a line end": []}},
+    },
     "firefox": {
-        "streams": {
-            # NUL is dropped, but in an id it swallows the next line.
-            "NUL in the data": [("message", "ab", "")],
-            "encoded: NUL": [("message", "ab", "")],
-            "event type with a NUL": [("ab", "a", "")],
-            "id with a NUL": [],
-            "id that is a NUL": [],
-            "id with a NUL keeps the old one": [A1],
-            # An id in a block without data is lost.
-            "id without data": [A],
-            "id after the event": [A, B],
-            "id reset without data": [A1, B1],
+        "NUL in data or type; in an id": {
+            "streams": {
+                "NUL in the data": [("message", "ab", "")],
+                "encoded: NUL": [("message", "ab", "")],
+                "event type with a NUL": [("ab", "a", "")],
+                "id with a NUL": [],
+                "id that is a NUL": [],
+                "id with a NUL keeps the old one": [A1],
+            },
         },
-        "last IDs": WITHOUT_IDS_WITHOUT_DATA,
+        "`id` in a block without `data`": {
+            "streams": {
+                "id without data": [A],
+                "id after the event": [A, B],
+                "id reset without data": [A1, B1],
+            },
+            "last IDs": RESUMED_WITHOUT,
+        },
     },
     "webkit": {
-        "streams": {"BOM of UTF-16": []},
-        "last IDs": WITHOUT_IDS_WITHOUT_DATA,
+        "`id` in a block without `data`": {"last IDs": RESUMED_WITHOUT},
+        "UTF-16 BOM; BOM cut in two": {"streams": {"BOM of UTF-16": []}},
     },
+}
+
+# engine: the least time before it reconnects by default, and with retry: 1
+LEAST_WAITS_MS = {
+    "chromium": (3000, 0),
+    "firefox": (5000, 500),
+    "webkit": (3000, 0),
 }

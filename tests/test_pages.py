@@ -3,8 +3,11 @@ import re
 
 import pytest
 from conftest import NAMES, PROJECT
+from event_streams import DIFFERENCES, LEAST_WAITS_MS
+from selectolax.lexbor import LexborHTMLParser
 
 from demos import LESSONS
+from website.code import prose
 from website.needs import lesson_files
 
 
@@ -53,6 +56,22 @@ def test_the_cheat_sheet_links_to_every_lesson(client):
     for pitfall in re.findall("<li>(.*?)</li>", pitfalls, re.DOTALL):
         assert len(re.findall("<b>.+:</b>", pitfall)) == 1
         assert len(re.findall("<a href", pitfall)) == 1
+
+
+def test_the_cheat_sheet_lists_the_known_differences_of_each_engine(client):
+    table = LexborHTMLParser(client.get("/cheatsheet").text).css_first("table")
+    rows = {}
+    for row in table.css("tbody tr"):
+        what, *cells = [cell.inner_html for cell in row.css("th, td")]
+        rows[what] = dict(zip(DIFFERENCES, cells, strict=True))
+    known = {str(prose(one)) for all in DIFFERENCES.values() for one in all}
+    assert known <= rows.keys()
+    for engine, differences in DIFFERENCES.items():
+        has = {what for what in known if rows[what][engine] != "–"}
+        assert has == {str(prose(what)) for what in differences}, engine
+    for engine, (default_ms, _) in LEAST_WAITS_MS.items():
+        shown = rows["default reconnection time"][engine]
+        assert shown == f"{default_ms // 1000} s"
 
 
 @pytest.mark.parametrize(

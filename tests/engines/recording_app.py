@@ -3,7 +3,7 @@
 WebKitGTK's driver reports none of them. The first script of each page does.
 """
 
-from flask import Flask, Response, request
+from flask import Flask, Response
 
 import app as ours
 
@@ -32,9 +32,7 @@ def create_app() -> Flask:
 
     @app.after_request
     def add_script(response: Response) -> Response:
-        if not request.path.startswith("/stream") and not (
-            response.is_streamed or response.mimetype != "text/html"
-        ):
+        if response.mimetype == "text/html" and not response.is_streamed:
             script = '<head><script src="/record.js"></script>'
             response.set_data(response.get_data(True).replace("<head>", script))
         return response

@@ -1,8 +1,11 @@
 """Every lesson works in Firefox and WebKit, also after Back and Reload."""
 
-import pytest
-from conftest import NAMES, Server
+import signal
 
+import pytest
+from conftest import NAMES, Server, wait_until
+
+import background
 from demos import html
 
 APP = "flask --app tests/engines/recording_app.py run"
@@ -71,6 +74,15 @@ def stop(engine) -> None:
     engine.wait_for(IS, "closed")
 
 
+def test_an_error_in_a_page_is_recorded(engine, site):
+    engine.open(site.url)
+    engine.run("() => { setTimeout(() => { throw Error('late'); }); }")
+    wait_until(lambda: engine.run("() => 1") and engine.problems)
+    (problem,) = engine.problems
+    assert "late" in problem
+    engine.problems.clear()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lesson_starts_stops_and_survives_back_and_reload(engine, site, name):
     engine.open(f"{site.url}/demos/{name}")
@@ -125,3 +137,75 @@ def test_a_page_is_painted_while_its_slow_parts_are_still_missing(
     engine.run(PRESS, START, "")
     engine.wait_for(HAS_PAINTED)
     stop(engine)
+
+
+# What each page says after the server was killed. None: it reconnects.
+CRASH = {
+    "before_sse": None,
+    "private": "The server rejected the stream: log in.",
+    "clock": None,
+    "numbers": None,
+    "batch": None,
+    "reconnect": None,
+    "client": None,
+    "broadcast": None,
+    "notifications": None,
+    "prices": None,
+    "document": None,
+    "chat": "The connection failed.",
+    "completion": "The connection failed.",
+    "markdown": "The connection failed.",
+    "agent": "The connection failed.",
+    "resume": background.LOST,
+    "six_connections": None,
+}
+HAS_RECONNECTED = f"""
+(lesson) => {CONNECTIONS}.some(({{ kind, opened }}) =>
+  kind === "EventSource" && opened > window.killed)
+"""
+SAYS = """
+(lesson, text) => [...document.querySelectorAll(".live > :not(script)")]
+  .some(({ textContent }) => textContent.includes(text))
+"""
+
+
+def host(number: int) -> str:
+    """Return an address for a lesson, shared by at most two.
+
+    A browser opens six connections to a host. The last lesson needs them all.
+    """
+    return f"127.0.0.{2 + number // 2}"
+
+
+@pytest.mark.timeout(600)
+def test_lessons_reconnect_or_say_that_they_failed_after_a_crash(engine):
+    options = {
+        "FLASK_OFFLINE_WORD_SECONDS": "5",
+        "FLASK_RUN_HOST": "0.0.0.0",
+        "SECRET_KEY": "of the test, and of no use elsewhere",
+    }
+    server = Server(APP, **options)
+    tabs = {}
+    for number, name in enumerate(CRASH):
+        tabs[name] = engine.new_tab()
+        engine.switch(tabs[name])
+        engine.open(f"http://{host(number)}:{server.port}/demos/{name}")
+        engine.run(PREPARE)
+        engine.run(PRESS, START, "")
+        engine.wait_for(IS_OPEN)
+    server.stop(signal.SIGKILL)
+    for tab in tabs.values():
+        engine.switch(tab)
+        engine.run("() => { window.killed = performance.now(); }")
+    with Server(APP, port=server.port, **options):
+        for name, sentence in CRASH.items():
+            engine.switch(tabs[name])
+            if sentence is None:
+                engine.wait_for(HAS_RECONNECTED, name)
+            else:
+                engine.wait_for(SAYS, name, sentence)
+    for tab in tabs.values():
+        engine.switch(tab)
+        engine.close_tab()
+    engine.switch(engine.first_tab)
+    engine.problems.clear()
