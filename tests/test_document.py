@@ -538,3 +538,4 @@ def test_the_page_shows_why_a_save_was_refused(ada):
     ada.evaluate("document.querySelector('#author').value = 'x'.repeat(41)")
     press(ada, "Save")
     expect_message(ada, "author must be text of 1 to 40 characters.")
+    assert ada.locator("#conflict").is_hidden()
