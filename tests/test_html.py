@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import json
 import re
 import threading
 import time
@@ -250,9 +251,12 @@ def test_the_frame_stops_loading_when_the_user_navigates_away(lesson_page):
     assert page.frames[-1].evaluate("document.readyState") != "loading"
 
 
-@pytest.mark.parametrize("name", ["post", "relay", "before_sse"])
+@pytest.mark.parametrize("name", ["post", "before_sse"])
 def test_a_page_aborts_a_fetch_that_it_could_not_resume(lesson_page, name):
     page = lesson_page(name)
+    if name == "post":  # at its end, the page aborts it anyway
+        long = dict.fromkeys(range(1000))
+        page.locator("#body").fill(json.dumps(long))
     page.locator("#form button").first.click()
     expect(page.locator("#state")).to_contain_text("open")
     with page.expect_event("requestfailed"):  # the page aborted it
