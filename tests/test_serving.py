@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import PROJECT, Client, Server, wait_until
@@ -23,6 +24,7 @@ from playwright.sync_api import expect
 from upstream import Upstream, delta, page, stream
 
 from event_source import parse_events
+from streaming_worker import send_chunks
 
 MANY = 200
 STOP_SECONDS = 15
@@ -168,6 +170,17 @@ def raw_response(server, request):
         response = b"".join(iter(lambda: client.recv(65536), b""))
     head, _, body = response.partition(b"\r\n\r\n")
     return head.decode(), body
+
+
+def test_an_empty_part_is_no_chunk_and_the_body_is_closed():
+    class Body(list):
+        def close(self):
+            sent.append("closed")
+
+    sent = []
+    client = SimpleNamespace(send=lambda chunk: sent.append(chunk) or 99)
+    assert list(send_chunks(Body([b"a", b"", b"bc"]), client)) == [b""]
+    assert sent == [b"1\r\na\r\n", b"2\r\nbc\r\n", "closed"]
 
 
 def test_gunicorn_sends_each_event_as_one_chunk(gunicorn_probe):
@@ -320,7 +333,7 @@ DOCSTRINGS = (
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        ("-m gunicorn -w 4", ALONE),
+        ("-m gunicorn -w 2", ALONE),
         ("-m gunicorn -k sync", KIND),
         ("-m gunicorn -k gthread --threads 4", KIND),
         ("-m gunicorn -k gevent", KIND),
