@@ -44,6 +44,8 @@ def test_catalogue_lists_the_lessons_in_order(client):
     places = [page.index(str(escape(title))) for title in titles]
     assert places == sorted(places)
     assert re.findall(r'href="/demos/(\w+)"', page) == NAMES
+    starts = [NAMES.index(part.lessons[0].name) + 1 for part in PARTS]
+    assert list(map(int, re.findall('<ol start="(.+?)">', page))) == starts
 
 
 def test_catalogue_shows_each_part_with_its_sentence_and_picture(client):

@@ -102,3 +102,4 @@ def test_an_unknown_lesson_is_a_404_that_names_it(client):
     response = client.get("/demos/nope", headers={"Accept": "text/html"})
     assert response.status_code == 404
     assert "There is no lesson &#39;nope&#39;." in response.text
+    assert "<h1>Not Found</h1>" in response.text

@@ -23,6 +23,7 @@ import pytest
 from conftest import PROJECT, Client, Server, wait_until
 
 from event_source import parse_events
+from streaming_worker import send_chunks
 
 FEW = 20
 FOR_EVER = "gunicorn --graceful-timeout 600 --keep-alive 600 probe:app"
@@ -221,6 +222,17 @@ def raw_response(server, request):
     return head.decode(), body
 
 
+def test_an_empty_part_is_no_chunk_and_the_body_is_closed():
+    class Body(list):
+        def close(self):
+            sent.append("closed")
+
+    sent = []
+    client = SimpleNamespace(send=lambda chunk: sent.append(chunk) or 99)
+    assert list(send_chunks(Body([b"a", b"", b"bc"]), client)) == [b""]
+    assert sent == [b"1\r\na\r\n", b"2\r\nbc\r\n", "closed"]
+
+
 def test_gunicorn_sends_each_event_as_one_chunk(gunicorn_probe):
     request = (
         f"GET {STREAM} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -396,7 +408,9 @@ DOCSTRINGS = (
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        ("-m gunicorn -w 4", ALONE),
+        ("-m gunicorn -w 2", ALONE),
+        ("-m gunicorn -k sync", KIND),
+        ("-m gunicorn -k gthread --threads 4", KIND),
         ("-m gunicorn -k gevent", KIND),
         ("app.py", INSTEAD),
         ("-OO -m flask run", DOCSTRINGS),
