@@ -529,6 +529,7 @@ def test_keeps_the_newest_of_the_ended_jobs(store, follow, monkeypatch):
             follow(job.id)
     for job in ended[2:]:
         assert pairs(read(follow(job.id))) == [STARTED, END]
+    wait_until(nobody_watches)
     running.send(FINISHED)
     assert pairs(read(follow(running.id))) == [STARTED, END]
     assert pairs(answer.stored()) == [STARTED, END]
