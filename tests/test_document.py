@@ -334,6 +334,7 @@ def test_a_page_overwrites_nothing_that_it_has_not_shown(ada, put):
     expect_newest(ada, "Hello again")
     assert text_of(ada).input_value() == "Half a thought"
     press(ada, "Stop")
+    expect(ada.locator("#state")).to_have_text("closed")
     put("Unseen", "*")
     press(ada, "Save")
     expect(ada.locator("#theirs")).to_have_text("Unseen")
