@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing
 from http.client import IncompleteRead
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import SimpleNamespace
 
 import pytest
@@ -382,6 +383,16 @@ def test_logs_a_warning_if_too_few_open_files_are_allowed(monkeypatch, caplog):
         settings["on_starting"](server)
         logged = [one for one in caplog.records if one.levelname == "WARNING"]
         assert [one.getMessage() for one in logged] == warnings
+
+
+def test_a_disconnect_closes_the_body():
+    from streaming_worker import send_chunks  # imports gevent
+
+    with TemporaryFile() as body:
+        chunks = send_chunks(body, client=None)
+        next(chunks)
+        chunks.close()
+        assert body.closed
 
 
 ALONE = "Run 1 worker, or set REDIS_URL to share events between several."
