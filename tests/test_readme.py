@@ -211,10 +211,13 @@ def test_two_commands_set_everything_up():
 
 def test_the_commands_in_contributing_work(site):
     contributing = (PROJECT / "CONTRIBUTING.md").read_text("utf-8")
-    test, run = re.findall(r"^```\n\.venv/bin/(.*)\n```\n", contributing, re.M)
+    commands = re.findall(r"^```\n\.venv/bin/(.*)\n```\n", contributing, re.M)
+    test, engines, run = commands
     file, word = re.fullmatch(r"pytest -n0 (\S+) -k (\w+)", test).groups()
     text = (PROJECT / file).read_text("utf-8")
     assert len(re.findall(rf"^def test_\w*{word}", text, re.M)) == 1
+    folder = engines.removeprefix("pytest -n0 ")
+    assert list((PROJECT / folder).glob("test_*.py"))
     assert run == "flask run --reload"
     path = re.search(r"<http://127.0.0.1:5000(.*?)>", contributing)[1]
     with site.get(path) as page:
