@@ -17,7 +17,6 @@ from contextlib import ExitStack, closing
 from http.client import IncompleteRead
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryFile
 from types import SimpleNamespace
 
 import pytest
