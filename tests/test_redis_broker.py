@@ -568,7 +568,7 @@ def test_invalid_entries_are_logged_in_one_line(
 
 
 def test_retries_forever_with_backoff(
-    own_redis, use, channel, read, monkeypatch, caplog
+    own_redis, use, channel, read, monkeypatch
 ):
     pauses = []
     watch = SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
@@ -590,7 +590,6 @@ def test_retries_forever_with_backoff(
     own_redis.stop()
     wait_until(lambda: pauses)
     assert pauses[0] <= 0.1
-    assert "Copying from Redis failed" not in caplog.messages
 
 
 def connections(server: RedisServer, name: str) -> list[dict]:
