@@ -521,10 +521,11 @@ def port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits up to a minute for its upstream."""
+    """The app, which waits for its upstream for longer than any test."""
     url = f"http://127.0.0.1:{port}/v1"
     environ = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": KEY}
-    with Server(command, **environ) as running:
+    silence = {"FLASK_UPSTREAM_SILENCE_SECONDS": "300"}
+    with Server(command, **environ, **silence) as running:
         yield running
 
 
@@ -536,13 +537,6 @@ def online(online_server) -> Iterator[Server]:
     log = "\n".join(online_server.log[length:])
     assert "Traceback" not in log
     assert KEY not in log
-
-
-@pytest.fixture(scope="module")
-def offline(command) -> Iterator[Server]:
-    """The app with an offline model that does not pause."""
-    with Server(command, FLASK_OFFLINE_WORD_SECONDS="0") as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Install npm packages that only the tests need."""
 
+import fcntl
+import os
 import subprocess
 import tarfile
 from pathlib import Path
@@ -7,8 +9,32 @@ from pathlib import Path
 from conftest import lack, need
 
 
+def shared_folder(tmp_path_factory) -> Path:
+    """Return a folder for packages that all xdist workers share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    (folder / "npm").mkdir(exist_ok=True)
+    return folder / "npm"
+
+
 def unpack(packages: dict[str, str], folder: Path) -> Path:
-    """Download each package into a subfolder of its name. Return `folder`."""
+    """Download each package into a subfolder of its name. Return `folder`.
+
+    If several processes share the folder, the first downloads for all.
+    """
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        missing = {
+            name: version
+            for name, version in packages.items()
+            if not (folder / name).exists()
+        }
+        if missing:
+            _download(missing, folder)
+    return folder
+
+
+def _download(packages: dict[str, str], folder: Path) -> None:
     names = [f"{name}@{version}" for name, version in packages.items()]
     _npm("pack", *names, folder=folder)
     for name, version in packages.items():
@@ -17,7 +43,6 @@ def unpack(packages: dict[str, str], folder: Path) -> Path:
             # Python before 3.11.4 has no filters. Python 3.14 needs one.
             files.extraction_filter = lambda member, path: member
             files.extractall(folder / name)
-    return folder
 
 
 def install(package: str, folder: Path) -> None:

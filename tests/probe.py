@@ -22,8 +22,8 @@ NAMES = {
     *(lesson.module.__name__ for lesson in LESSONS.values()),
 }
 WORKER = sys.modules.get("streaming_worker")
-if WORKER and "SHORT_SECONDS" in os.environ:
-    seconds = float(os.environ["SHORT_SECONDS"])
+if WORKER and "LIMIT_SECONDS" in os.environ:
+    seconds = float(os.environ["LIMIT_SECONDS"])
     WORKER.SILENCE_MS = int(1000 * seconds)
     WORKER.LIMITS["request"] = seconds
 

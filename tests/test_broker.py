@@ -153,7 +153,9 @@ def test_a_slow_client_uses_a_bounded_log_and_delays_nobody(
     backend, channel, read
 ):
     slow, fast = read(), read()
-    assert take_texts(slow, 1) == take_texts(fast, 1) == ["begin"]
+    publish_all(channel, "first", max_events=3)
+    for events in (slow, fast):
+        assert take_texts(events, 2) == ["begin", "first"]
     for number in range(20):
         publish_all(channel, str(number), max_events=3)
         assert take_texts(fast, 1) == [str(number)]
@@ -189,7 +191,7 @@ def test_one_of_many_concurrent_publishers_wins(backend, channel):
     barrier = threading.Barrier(threads)
 
     def race(after):
-        barrier.wait(10)
+        barrier.wait(60)
         try:
             return publish(channel, Event("x"), after=after)
         except Conflict:
@@ -336,10 +338,13 @@ def test_a_client_that_subscribes_while_the_pulse_ends_gets_a_new_one(
     channel, monkeypatch
 ):
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0)
-    for _ in range(30):
-        with closing(subscribe(channel)) as events:
-            assert take_texts(events, 1) == ["begin"]
-            assert next(events) is None
+    alarm = threading.Timer(60, publish, [channel, Event("no pulse")])
+    alarm.start()  # so that the test does not wait forever
+    with closing(SimpleNamespace(close=alarm.cancel)):
+        for _ in range(30):
+            with closing(subscribe(channel)) as events:
+                assert take_texts(events, 1) == ["begin"]
+                assert next(events) is None
 
 
 @pytest.mark.usefixtures("hasty_threads")
@@ -360,17 +365,26 @@ def test_a_pulse_during_a_publish_delays_no_client(channel, read, monkeypatch):
 A = PublishedEvent("1-0", Event("a"))
 
 
+def test_new_and_forgotten_events_wake_waiting_clients():
+    log = Log()
+    for change in (lambda: log.append(A, 9), log.start_over):
+        arrived = log.tail.arrived
+        change()
+        assert arrived.is_set()
+
+
 def test_an_event_that_ends_a_silence_arrives_without_none():
     """The pulse may arrive late, after an event has been appended."""
-    log = Log()
+    log, woken = Log(), []
     end = log.tail
 
     def wait() -> bool:
         log.append(A, 9)
         return True
 
-    end.arrived = SimpleNamespace(wait=wait, set=lambda: None)
+    end.arrived = SimpleNamespace(wait=wait, set=lambda: woken.append(end))
     assert next(log.read(BEGIN, BEGIN)) is A
+    assert woken == [end]
 
 
 def test_a_channel_is_kept_for_keep_seconds_after_its_last_client(

@@ -74,7 +74,7 @@ def test_resumes_after_the_last_event_id_of_its_client(reading, own):
 
 def test_a_disconnect_wakes_a_reader_that_waits(reading, own, monkeypatch):
     monkeypatch.setattr(lesson, "SILENCE_SECONDS", 300)
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # not used
+    monkeypatch.setenv("HTTP_PROXY", own.url)  # would change the path
     first = b"id: 1\ndata: a\n\n"
     own.answer = stream(first, end="silent")
     with reading() as response:
@@ -125,8 +125,9 @@ def test_page_shows_each_id_once_in_both_columns_after_a_cut(
 ):
     soon = partial(EventStream, retry=100)
     monkeypatch.setattr(numbers, "EventStream", soon)
+    monkeypatch.setattr(lesson, "SILENCE_SECONDS", 300)
     page.goto(f"{live.url}/demos/client")
-    page.get_by_label("Interval in seconds").fill("0.1")
+    page.get_by_label("Interval in seconds").fill("0.3")
     page.get_by_role("button", name="Start").click()
     third = page.get_by_role("row", name=re.compile(r"^3 .* s .* s"))
     third.wait_for()

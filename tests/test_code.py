@@ -71,6 +71,7 @@ def test_a_name_imported_from_a_part_links_to_its_definition(name):
         lines = read(one.path).splitlines()
         first = text(one.html).splitlines()[0]
         assert lines[one.line - 1] == first
+        assert not lines[one.line - 2].startswith("@")
         pattern = rf"^(def|class) {short}\b|^{short}\b|^@"
         assert re.search(pattern, first), full_name
 

@@ -1,14 +1,17 @@
 """Copied files work in another app, as the README promises."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from importlib.metadata import distribution
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from conftest import (
@@ -16,8 +19,8 @@ from conftest import (
     NAMES,
     PROJECT,
     Server,
+    free_port,
     media_type,
-    open_stream,
     wait_until,
 )
 from parts import PARTS, needed
@@ -47,18 +50,46 @@ SEVERAL = ("batch", "six_connections", "client")
 UNKNOWN = f"There is no lesson 'nope'. The lessons are {', '.join(NAMES)}."
 
 
-@pytest.fixture
-def copied(request, client, tmp_path):
-    """The download of a lesson, unpacked in an empty folder and started."""
-    name = request.param
-    data = BytesIO(client.get(f"/demos/{name}.zip").data)
-    zipfile.ZipFile(data).extractall(tmp_path)
+class Download(Server):
+    """A download that another process runs, which asks this upstream."""
+
+    def __init__(self, runner: subprocess.Popen, folder: Path, upstream: str):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        runner.stdin.write(f"{folder} {self.port} {upstream}\n")
+        runner.stdin.flush()
+        wait_until(self._is_up)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[subprocess.Popen]:
+    """A process that runs a download in each of its child processes."""
+    command = [sys.executable, PROJECT / "tests/downloads.py"]
+    runner = subprocess.Popen(
+        command, stdin=subprocess.PIPE, text=True, start_new_session=True
+    )
+    yield runner
+    os.killpg(runner.pid, signal.SIGKILL)
+    runner.wait()
+    runner.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
     with Upstream(stream(ROLE, delta(LINES), FINISH, DONE)) as upstream:
-        server = Server(
-            "flask run", folder=tmp_path / name, OPENAI_BASE_URL=upstream.url
-        )
-        yield name, server
-        server.stop()
+        yield upstream
+
+
+@pytest.fixture
+def run_download(client, tmp_path, runner, upstream) -> Callable:
+    """Return a function that unpacks a download in an empty folder."""
+
+    def run_download(name: str) -> Download:
+        data = BytesIO(client.get(f"/demos/{name}.zip").data)
+        zipfile.ZipFile(data).extractall(tmp_path)
+        return Download(runner, tmp_path / name, upstream.url)
+
+    return run_download
 
 
 def shown(page) -> str:
@@ -69,13 +100,11 @@ def is_stream(name: str):
     return lambda one: one.headers.get("content-type") == media_type(name)
 
 
-@pytest.mark.parametrize("copied", NAMES, indirect=True)
-def test_a_download_runs_and_its_page_shows_the_stream(copied, page):
-    name, server = copied
-    with closing(open_stream(server, name)) as client:
-        assert client.header("Content-Type") == media_type(name)
-        assert next(client.chunks())
-    page.goto(f"{server.url}/")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_download_runs_and_its_page_shows_the_stream(
+    run_download, page, name
+):
+    page.goto(run_download(name).url)
     before, requests = shown(page), []
     page.on("request", lambda one: requests.append(one.resource_type))
     with page.expect_response(is_stream(name)) as streaming:
@@ -92,13 +121,13 @@ def test_a_download_runs_and_its_page_shows_the_stream(copied, page):
     assert requests.count("eventsource") <= 1 or name in SEVERAL
 
 
-@pytest.mark.parametrize("copied", ["progress"], indirect=True)
-def test_a_download_explains_what_was_wrong(copied):
-    _, server = copied
-    with server.post("/jobs", b"[]", Content_Type="application/json") as client:
+def test_a_download_explains_what_was_wrong(run_download):
+    server = run_download("progress")
+    with server.post("/jobs", b"[]", Content_Type=JSON) as client:
         assert client.status == 400
-        error = json.loads(client.read())["error"]
-    assert error == 'The body must be a JSON object, such as {"a": 1}.'
+        assert json.loads(client.read()) == {
+            "error": 'The body must be a JSON object, such as {"a": 1}.'
+        }
 
 
 def test_a_download_is_the_same_each_time(client):
@@ -181,35 +210,36 @@ def with_dependencies(package: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_download_pins_the_packages_that_it_imports(app, name):
+def test_a_download_pins_the_packages_that_it_imports(app):
     with app.app_context():
-        files = app_files(name)
-    files = {path: content.decode() for path, content in files.items()}
-    pins = files["requirements.txt"]
-    assert set(pins.splitlines()) <= set(PINS.splitlines())
-    installed = set().union(*map(with_dependencies, pinned(pins)))
-    ours = {path.partition("/")[0].removesuffix(".py") for path in files}
-    modules = {one.partition(".")[0] for one in imported(files)}
-    for module in modules - ours - sys.stdlib_module_names:
-        assert packages()[module] & installed, module
+        downloads = {name: app_files(name) for name in NAMES}
+    for name, files in downloads.items():
+        files = {path: content.decode() for path, content in files.items()}
+        pins = files["requirements.txt"]
+        assert set(pins.splitlines()) <= set(PINS.splitlines()), name
+        installed = set().union(*map(with_dependencies, pinned(pins)))
+        ours = {path.partition("/")[0].removesuffix(".py") for path in files}
+        modules = {one.partition(".")[0] for one in imported(files)}
+        for module in modules - ours - sys.stdlib_module_names:
+            assert packages()[module] & installed, (name, module)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_download_says_what_to_set_and_what_to_change(app, name):
+def test_a_download_says_what_to_set_and_what_to_change(app):
     with app.app_context():
-        readme = app_files(name)["README.md"].decode()
-    files = lesson_files(name)
-    settings = {
-        "OPENAI_API_KEY": "language_model.py" in files,
-        "OPENAI_BASE_URL": "language_model.py" in files,
-        "REDIS_URL": "broker.py" in files,
-        "SECRET_KEY": name == "private",
-    }
-    assert {one: f"`{one}`" in readme for one in settings} == settings
-    lesson = texts(LESSONS[name])
-    assert lesson.attempt[1:] in " ".join(readme.split())
-    assert f"\n```\n{lesson.curl}\n```\n" in readme
+        downloads = {name: app_files(name) for name in NAMES}
+    for name, download in downloads.items():
+        readme, files = download["README.md"].decode(), lesson_files(name)
+        settings = {
+            "OPENAI_API_KEY": "language_model.py" in files,
+            "OPENAI_BASE_URL": "language_model.py" in files,
+            "REDIS_URL": "broker.py" in files,
+            "SECRET_KEY": name == "private",
+        }
+        named = {one: f"`{one}`" in readme for one in settings}
+        assert named == settings, name
+        lesson = texts(LESSONS[name])
+        assert lesson.attempt[1:] in " ".join(readme.split())
+        assert f"\n```\n{lesson.curl}\n```\n" in readme
 
 
 def test_a_download_shares_its_events_in_redis(
@@ -236,6 +266,7 @@ def test_flask_take_writes_the_files_of_the_download(app, tmp_path):
     assert done.stdout == f"{folder}/README.md says how to run it.\n"
     with app.app_context():
         expected = app_files("numbers")
+    assert expected["LICENSE"] == (PROJECT / "LICENSE").read_bytes()
     assert expected == {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")

@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 
 import pytest
+from conftest import wait_until
 from playwright.sync_api import Page, expect
 
 import broker
@@ -73,33 +74,21 @@ def test_a_stale_write_gets_the_current_text_and_changes_nothing(store, put):
     assert stored() == change
 
 
-def test_the_next_write_can_use_the_etag_of_each_answer(store, put):
-    _, _, etag = put("no", '"stale"')
-    for text in ("One", "Two", "Three"):
-        status, _, etag = put(text, etag)
-        assert status == 200
-    assert stored()["text"] == "Three"
-
-
 IF_MATCH = {
     '"{version}"': 200,
     '"0-0", "{version}"': 200,
     '"{version}","other"': 200,
     "*": 200,
     'W/"{version}"': 412,
-    'w/"{version}"': 412,
     '"0-0"': 412,
     '"{version}0"': 412,
-    '"0-0", "1-0"': 412,
-    '""': 412,
     '"*"': 412,
     "x": 412,
-    '"': 428,
     "": 428,
 }
 
 
-def test_if_match_decides_whether_a_write_succeeds(store, put):
+def test_if_match_decides_whether_a_write_succeeds(put):
     put("before", "*")
     for if_match, expected in IF_MATCH.items():
         before = version()
@@ -165,7 +154,7 @@ def test_one_writer_wins_even_if_all_have_seen_the_current_version(
     def look(channel: str) -> Event | None:
         event = newest(channel)
         if not hasattr(has_looked, "once"):
-            has_looked.once = all_have_looked.wait(30)
+            has_looked.once = all_have_looked.wait(60)
         return event
 
     monkeypatch.setattr(document, "newest", look)
@@ -225,21 +214,8 @@ def texts(events: Iterator[Event], count: int) -> list[str]:
     return [json.loads(next(events).data)["text"] for _ in range(count)]
 
 
-def test_a_client_that_reconnects_gets_exactly_what_it_missed(
-    store, put, stream
-):
-    put("before", "*")
-    last = version()
-    put("One", "*")
-    put("Two", "*")
-    events = stream(last)
-    assert texts(events, 2) == ["One", "Two"]
-    put("live", "*")
-    assert texts(events, 1) == ["live"]
-
-
 @pytest.mark.parametrize("last", [None, "x"])
-def test_a_new_client_starts_with_the_newest_changes(store, put, stream, last):
+def test_a_new_client_starts_with_the_newest_changes(put, stream, last):
     written = [str(number) for number in range(HISTORY_EVENTS + 1)]
     for text in written:
         put(text, "*")
@@ -248,22 +224,6 @@ def test_a_new_client_starts_with_the_newest_changes(store, put, stream, last):
     assert texts(events, HISTORY_EVENTS) == written[1:]
     put("live", "*")
     assert texts(events, 1) == ["live"]
-
-
-def test_after_a_restart_old_versions_are_unknown(put, stream, monkeypatch):
-    with monkeypatch.context() as before:
-        before.setattr(broker.time, "time_ns", lambda: 1_000_000)
-        _, _, etag = put("forgotten", "*")
-    monkeypatch.setattr(broker, "BROKER", MemoryBroker())
-    assert put("kept", etag) == (
-        412,
-        {"error": STALE, "version": BEGIN, "current": None},
-        '"0-0"',
-    )
-    assert put("kept", '"0-0"')[0] == 200
-    events = stream(etag.strip('"'))
-    assert next(events).event == "reset"
-    assert texts(events, 1) == ["kept"]
 
 
 def test_a_change_is_exactly_these_bytes(client, put):
@@ -374,10 +334,14 @@ def test_a_page_overwrites_nothing_that_it_has_not_shown(ada, put):
     expect_newest(ada, "Hello again")
     assert text_of(ada).input_value() == "Half a thought"
     press(ada, "Stop")
+    expect(ada.locator("#state")).to_have_text("closed")
     put("Unseen", "*")
     press(ada, "Save")
     expect(ada.locator("#theirs")).to_have_text("Unseen")
     assert stored()["text"] == "Unseen"
+    for text in ("Now seen", "and continued"):
+        save(ada, text)
+        wait_until(lambda text=text: stored()["text"] == text)
 
 
 def test_a_text_that_a_restarted_server_has_lost_can_be_saved(ada, monkeypatch):
@@ -390,3 +354,4 @@ def test_a_text_that_a_restarted_server_has_lost_can_be_saved(ada, monkeypatch):
     ada.evaluate("document.querySelector('#author').value = 'x'.repeat(41)")
     press(ada, "Save")
     expect_message(ada, NO_AUTHOR)
+    expect(ada.locator("#conflict")).to_be_hidden()

@@ -85,6 +85,10 @@ BLOCKED = {
         '<p><a rel="noopener noreferrer">a</a></p>\n',
         [('href="javascript:b"', "<a>")],
     ),
+    '<a href="data:,b" style="position: fixed">a</a>': (
+        '<p><a rel="noopener noreferrer">a</a></p>\n',
+        [('href="data:,b"', "<a>"), ('style="position: fixed"', "<a>")],
+    ),
     "a <svg onload=b>c</svg>": (
         "<p>a c</p>\n",
         [("<svg>", "the text"), ('onload="b"', "<svg>")],
@@ -189,7 +193,7 @@ def test_a_block_is_finished_once_later_text_cannot_change_it(text):
     assert len(list(markdown.take_finished())) == FINISHED[text]
 
 
-@settings(deadline=None, derandomize=True, max_examples=80)
+@settings(deadline=None, derandomize=True, max_examples=150)
 @given(
     st.lists(st.sampled_from(ATOMS), max_size=40).map("".join),
     st.randoms(use_true_random=False),
@@ -275,8 +279,6 @@ TEXTS = {
     "one paragraph": ("", "word *word* and `code` and more\n"),
     "one code block": ("```python\n", "    def f(x): return x + 1  # <b>\n"),
     "one list": ("", "- item of a list that has **no** end\n"),
-    "one table": ("| a | b |\n|---|---|\n", "| cell | another cell |\n"),
-    "one quotation": ("", "> word *word* and `code` and more\n"),
     "short paragraphs": ("", "a\n\n"),
     "raw HTML": ("", "<b onclick=1>a</b> <img src=x>\n\n"),
     "unclosed formats": ("x ", "".join(f"<em a{n}>x<p>" for n in range(500))),
@@ -288,7 +290,6 @@ TEXTS = {
     "half-open brackets": ("", "[[]"),
     "labels": ("", "[a]["),
     "open comments": ("", "<!--"),
-    "open sections": ("", "<![CDATA["),
     "open tags": ("", "<b "),
     "deep lists": ("", "- " * 20 + "a\n"),
     "deep quotations": ("", ">" * 50 + "a\n"),
@@ -326,7 +327,7 @@ def cost(beginning, repeated, size, piece):
 
 @pytest.mark.parametrize("kind", TEXTS)
 def test_no_text_costs_much_more_than_plain_prose(kind):
-    for piece in (30, 3000):
+    for piece in (60, 3000):
         calls, drawn, _ = cost(*TEXTS[kind], 3000, piece)
         prose_calls, prose_drawn, _ = cost(*PROSE, 3000, piece)
         assert calls <= 35 * prose_calls

@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import json
 import re
 import threading
 from contextlib import closing
@@ -109,10 +110,9 @@ def test_work_and_threads_end_with_the_page(caplog):
     ]
 
 
-def test_streams_with_only_our_own_script_until_the_client_disconnects(server):
+def test_streams_with_only_our_own_script(server):
     digest = hashlib.sha256(SCRIPT.encode()).digest()
     source = f"'sha256-{base64.b64encode(digest).decode()}'"
-    before = len(server.log)
     with server.get("/stream/html") as client:
         assert client.header("Content-Type") == "text/html; charset=utf-8"
         assert client.header("Cache-Control") == "no-store, no-transform"
@@ -122,8 +122,19 @@ def test_streams_with_only_our_own_script_until_the_client_disconnects(server):
     assert "default-src 'none'" in policy
     assert f"script-src 'self' {source}" in policy
     assert "unsafe" not in " ".join(policy)
-    stopped = "html: trains stopped: client disconnected"
-    wait_until(lambda: stopped in server.log[before:])
+
+
+def test_a_disconnect_stops_the_work(server):
+    def is_noticed_before_the_end_of_the_work() -> bool:
+        before = len(server.log)
+        with server.get("/stream/html?fail=trains") as client:
+            next(client.chunks())
+        failed = "html: trains failed"  # on a slow machine
+        stopped = "html: trains stopped: client disconnected"
+        wait_until(lambda: {stopped, failed} & {*server.log[before:]})
+        return stopped in server.log[before:]
+
+    wait_until(is_noticed_before_the_end_of_the_work)
 
 
 def test_an_unknown_name_of_a_part_is_refused(client):
@@ -204,8 +215,10 @@ def test_stop_and_leaving_the_page_keep_its_parts_and_stop_the_work(
     entries = page.evaluate("history.length")
     frame = page.frame_locator("#frame")
     stop = page.get_by_role("button", name="Stop")
-    for end in (stop.click, lambda: page.evaluate(HIDE)):
+    ends = {"trains": stop.click, "mail": lambda: page.evaluate(HIDE)}
+    for fail, end in ends.items():  # a new URL could enter the history
         caplog.clear()
+        page.get_by_label("What fails").select_option(fail)
         page.get_by_role("button", name="Start").click()
         frame.get_by_text("trains is on its way").wait_for()
         frame.locator("#weather-part").wait_for()
@@ -217,13 +230,21 @@ def test_stop_and_leaving_the_page_keep_its_parts_and_stop_the_work(
     assert page.evaluate("history.length") == entries
 
 
+def expect_abort(page: Page) -> None:
+    expect(page.locator("#state")).to_contain_text("open")
+    with page.expect_event("requestfailed"):
+        page.evaluate(HIDE)
+
+
 def test_a_page_aborts_a_fetch_that_it_could_not_resume(lesson_page):
-    for name in ("post", "relay", "before_sse"):
-        page = lesson_page(name)
-        page.locator("#form button").first.click()
-        expect(page.locator("#state")).to_contain_text("open")
-        with page.expect_event("requestfailed"):  # the page aborted it
-            page.evaluate(HIDE)
+    page = lesson_page("post")
+    members = json.dumps(dict.fromkeys(range(1000), 0))  # a pause for each
+    page.locator("#body").fill(members)
+    page.get_by_role("button", name="Send").click()
+    expect_abort(page)
+    page = lesson_page("before_sse")
+    page.get_by_role("button", name="Start").click()
+    expect_abort(page)
 
 
 def test_the_wire_panel_aborts_a_fetch_that_it_could_not_resume(lesson_page):

@@ -457,13 +457,15 @@ def check_close_wakes(read, upstream: Upstream) -> None:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=reader)
+    thread = threading.Thread(target=reader, daemon=True)
     thread.start()
     wait_until(lambda: answer._response is not None)
     wait_until(lambda: waits_in(thread, "/socket.py", "/ssl.py"))
-    answer.close()
-    thread.join(60)
+    closer = threading.Thread(target=answer.close, daemon=True)
+    closer.start()
+    thread.join(30)
     assert not thread.is_alive()
+    closer.join()
     (connection,) = upstream.connections
     wait_until(connection.disconnected.is_set)
     assert [(type(one), str(one)) for one in errors] == [

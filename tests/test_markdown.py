@@ -17,8 +17,10 @@ from upstream import (
 
 import language_model
 from app import create_app
+from demos import markdown
 from demos.markdown import DRAW_SECONDS, blocks
 from event_source import parse_events
+from sse import keep_alive
 
 RETRY = b"retry: 86400000\n"
 FINISHED = b"event: done\ndata: [DONE]\n\n"
@@ -139,7 +141,16 @@ def test_a_fault_loses_no_text_and_is_the_last_event(client, upstream):
     assert len(upstream.requests) == 2
 
 
-def test_a_disconnect_closes_the_connection_to_the_upstream(client, upstream):
+def test_a_disconnect_closes_the_connection_to_the_upstream(
+    client, upstream, monkeypatch
+):
+    kept = []  # so that only `close` ends the generator
+
+    def keep(*arguments):
+        kept.append(keep_alive(*arguments))
+        return kept[0]
+
+    monkeypatch.setattr(markdown, "keep_alive", keep)
     upstream.answer = silent_in_mid_answer
     with client.get(PROMPT) as response:
         read_until(response.response, b"Hello")

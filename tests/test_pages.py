@@ -21,33 +21,31 @@ def code_panel(page, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_shows_and_copies_the_files_that_run(client, name):
     page = client.get(f"/demos/{name}").text
+    assert (PROJECT / "templates" / f"{name}.html").read_text("utf-8") in page
     copied = re.findall('data-copies="(.*?)"', page)
     needed = {path for path in lesson_files(name) if "/" in path}
     assert set(copied) == {*needed, *LESSONS[name].also_shown, "curl"}
     assert f'<a href="/demos/{name}.zip" download>' in page
     for path in copied:
         assert page.count(f'id="{path}"') == 1
+    assert foreign(page) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_live_part_is_its_file_unchanged(client, name):
-    live = (PROJECT / "templates" / f"{name}.html").read_text("utf-8")
-    assert live in client.get(f"/demos/{name}").text
+def foreign(page):
+    """Return the URLs of other sites from which a page loads something."""
+    loaded = re.findall(r'<\w[^<>]* (?:src|href)="([^"]*)"', page)
+    assert loaded
+    return [url for url in loaded if url and url[0] not in "/#"]
+
+
+def test_the_catalogue_loads_nothing_from_other_sites(client):
+    assert foreign(client.get("/").text) == []
 
 
 def test_curl_line_contains_the_requested_host(client):
     page = client.get("/demos/hello", base_url="http://pi.localhost:8080").text
     curl = code_panel(page, "curl")
     assert curl == "curl -N http://pi.localhost:8080/stream/hello"
-
-
-def test_pages_load_nothing_from_other_sites(client):
-    for path in ["/", *(f"/demos/{name}" for name in NAMES)]:
-        loaded = re.findall(
-            r'<\w[^<>]* (?:src|href)="([^"]*)"', client.get(path).text
-        )
-        assert loaded
-        assert [url for url in loaded if url and url[0] not in "/#"] == []
 
 
 def test_the_cheat_sheet_links_to_every_lesson(client):
@@ -77,17 +75,18 @@ def test_the_cheat_sheet_lists_the_known_differences_of_each_engine(client):
 
 
 @pytest.mark.parametrize(
-    ("accept", "media_type"),
+    ("path", "accept", "media_type"),
     [
-        ("text/html,*/*;q=0.8", "text/html"),
-        ("*/*", "application/json"),
-        ("text/event-stream", "application/json"),
+        ("/nowhere", "text/html,*/*;q=0.8", "text/html"),
+        ("/nowhere", "*/*", "application/json"),
+        ("/nowhere", "text/event-stream", "application/json"),
+        ("/jobs/nowhere", "text/html,*/*;q=0.8", "application/json"),
     ],
 )
 def test_an_error_is_html_for_pages_and_json_for_others(
-    client, accept, media_type
+    client, path, accept, media_type
 ):
-    response = client.get("/nowhere", headers={"Accept": accept})
+    response = client.get(path, headers={"Accept": accept})
     assert response.status_code == 404
     assert response.mimetype == media_type
 
@@ -103,3 +102,4 @@ def test_an_unknown_lesson_is_a_404_that_names_it(client):
     response = client.get("/demos/nope", headers={"Accept": "text/html"})
     assert response.status_code == 404
     assert "There is no lesson &#39;nope&#39;." in response.text
+    assert "<h1>Not Found</h1>" in response.text

@@ -1,6 +1,7 @@
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
 from itertools import pairwise
@@ -54,8 +55,9 @@ def watch() -> Iterator[Event | None]:
 
 def take(events: Iterator[Event | None], count: int) -> dict[str, dict]:
     """Return the next prices, each with its id."""
-    taken = {}
+    taken, deadline = {}, time.monotonic() + 30
     while len(taken) < count:
+        assert time.monotonic() < deadline, "the market has stopped"
         event = next(events)
         if event is not None:
             assert event.event in (None, "message")
@@ -213,7 +215,7 @@ def test_prices_are_exactly_these_bytes(client):
     [
         (0.01, [1, 2, 3, 4, 5, 6]),
         (0.05, [1, 2, 3, 4, 5, 6]),
-        (0.07, [1, 2, 3, 4, 5, 6]),
+        (0.08, [1, 3, 5]),
         (0.1, [1, 3, 5]),
         (0.2, [1, 5]),
         (10, [1]),
@@ -245,12 +247,12 @@ def test_an_interval_out_of_range_is_refused(client):
 
 
 def test_every_price_moves_by_its_own_factor_and_stays_above_zero():
-    factors = iter([1.01, 0.99, 1, 1.000004, 1.5])
+    factors = iter([1.01, 0.99, 1, 1.0000412, 1.5])
     assert prices.moved(prices.OPENING, lambda: next(factors)) == {
         "ALFA": 101,
         "BRVO": 99,
         "CHLI": 100,
-        "DLTA": 100,
+        "DLTA": 100.004,
         "ECHO": 150,
     }
     falling = prices.OPENING
@@ -376,21 +378,6 @@ def painted(page: Page) -> dict[str, list[list[int]]]:
     return page.locator("#chart").evaluate(PIXELS, COLORS)
 
 
-COUNTED = """() => {
-  window.most = 0;
-  let count = 0;
-  const { beginPath, lineTo } = CanvasRenderingContext2D.prototype;
-  CanvasRenderingContext2D.prototype.beginPath = function () {
-    count = 0;
-    beginPath.call(this);
-  };
-  CanvasRenderingContext2D.prototype.lineTo = function (x, y) {
-    most = Math.max(most, ++count);
-    lineTo.call(this, x, y);
-  };
-}"""
-
-
 DEFERRED = """() => {
   window.frames = [];
   window.requestAnimationFrame = (draw) => window.frames.push(draw);
@@ -460,25 +447,20 @@ def test_the_chart_has_five_lines_and_legible_labels(lesson_page):
 
     # The chart fits the window.
     chart = page.locator("#chart")
-    fits = "e => e.width === e.clientWidth * devicePixelRatio"
-    for width in (360, 1600):
+    fits = """(e) => e.width === e.clientWidth * devicePixelRatio &&
+      e.height === e.clientHeight * devicePixelRatio"""
+    for width, ratio in ((360, 1), (1600, 2)):
+        page.evaluate("(ratio) => window.devicePixelRatio = ratio", ratio)
         page.set_viewport_size({"width": width, "height": 800})
         wait_until(lambda: chart.evaluate(fits))
         lines = painted(page).values()
         assert min(map(len, lines)) > 20
         rightmost = min(max(x for x, _ in places) for places in lines)
-        assert rightmost > chart.evaluate("e => e.width") - 120
+        assert rightmost > chart.evaluate("e => e.width") - 120 * ratio
 
 
-def test_the_chart_shows_the_complete_history_and_is_drawn_once_a_frame(
-    lesson_page,
-):
+def test_the_chart_is_drawn_once_a_frame_for_any_number_of_events(lesson_page):
     page = lesson_page("prices")
-    page.evaluate(COUNTED)
-    history = [(100 + n * 0.05, OPENED) for n in range(1200)]
-    show(page, (1, None), *history)
-    wait_until(lambda: page.evaluate("most") >= 1200)
-
     page.evaluate(DEFERRED)
     show(page, *[(n, OPENED) for n in range(1, 51)])
     wait_until(lambda: page.evaluate("parsed") == 50)

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +44,7 @@ class User:
 
     def log_out(self) -> None:
         assert self._client.post("/logout").status_code == 204
+        assert self._client.get_cookie("session") is None
 
     @property
     def cookie(self) -> str:
@@ -62,7 +64,8 @@ class User:
         response = self._client.get(STREAM, headers=headers, buffered=False)
         assert response.status_code == 200
         self._opened.enter_context(closing(response))
-        return parse_events(response.response)
+        # An endless silence would be a fault, and not end.
+        return parse_events(islice(response.response, 300))
 
     def refused(self) -> bool:
         """Return whether the stream and a message both get 401."""
@@ -287,6 +290,11 @@ def test_a_rejected_request_changes_nothing(client):
         found = answer.status_code, answer.json
         assert found == (status, {"error": sentence}), body
         assert "Set-Cookie" not in answer.headers
+    for path in ("/login", "/messages"):
+        headers = {"Sec-Fetch-Site": "cross-site"}
+        body = {"name": "Ada", "to": "Ada", "text": "a"}
+        answer = client.post(path, json=body, headers=headers)
+        assert answer.status_code == 403
     assert newest(private.channel_of("Ada")) is None
 
 

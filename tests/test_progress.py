@@ -2,6 +2,7 @@ import json
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -252,10 +253,6 @@ def start_job(page: Page, steps: int) -> None:
     press(page, "Start")
 
 
-def wait_for_steps(page: Page, done: int) -> None:
-    wait_until(lambda: page.evaluate("bar.value") >= done)
-
-
 def expect_end(page: Page, sentence: str) -> None:
     expect(page.locator("#message")).to_have_text(sentence)
     expect(page.locator("#state")).to_have_text("closed")
@@ -264,21 +261,38 @@ def expect_end(page: Page, sentence: str) -> None:
 def test_all_windows_follow_a_job_from_its_newest_event_until_it_is_stopped(
     lesson, monkeypatch
 ):
-    monkeypatch.setattr(progress, "STEP_SECONDS", 0.1)
-    start_job(lesson, 1000)
-    wait_for_steps(lesson, 3)
-    assert lesson.evaluate("bar.max") == 1000
+    due = threading.Semaphore(0)
+
+    def held(steps):
+        due.acquire(timeout=60)
+        yield from work(steps, lambda _: due.acquire(timeout=60))
+
+    def wait_for_silence():
+        path = lesson.evaluate("location.hash.slice(1)")
+        seen = newest_id(path)
+        wait_until(lambda: newest_id(path) != seen)
+
+    monkeypatch.setattr(progress, "work", held)
+    monkeypatch.setattr(background, "PULSE_SECONDS", 0.05)
     message = lesson.locator("#message")
-    expect(message).to_have_text(re.compile(r"^Step \d+ of 1000$"))
+    start_job(lesson, 1000)
+    expect(lesson.locator("#state")).to_have_text("open")
+    wait_for_silence()
+    due.release(3)
+    expect(message).to_have_text("Step 3 of 1000")
+    assert lesson.evaluate("[bar.value, bar.max]") == [2, 1000]
+    wait_for_silence()
     lesson.reload()
-    wait_for_steps(lesson, 3)
+    expect(message).to_have_text("Step 3 of 1000")
     with lesson.expect_popup() as opened:
         lesson.get_by_role("link", name="Open a second window").click()
     second = opened.value
-    wait_for_steps(second, 4)
+    due.release()
+    expect(second.locator("#message")).to_have_text("Step 4 of 1000")
     press(lesson, "Stop")
     for window in (lesson, second):
         expect_end(window, STOPPED["error"])
+    due.release(1000)
 
 
 def test_page_shows_the_end_or_why_a_request_was_refused(lesson):

@@ -2,7 +2,6 @@ import re
 import threading
 from collections.abc import Iterator
 from datetime import datetime
-from functools import partial
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -205,7 +204,7 @@ def test_the_browser_reconnects_after_a_drop_but_not_after_a_failure(
         begin(page, drop_after="1", drop="end", status=status)
         expect(page.locator("#state")).to_have_text("failed")
         assert page.evaluate("source.readyState") == 2
-        assert ids(page) == [1]
+        assert (ids(page), waits(page)) == ([1], [])
         expect(page.locator("#wire .wire")).to_contain_text(line)
     expect_problems(page, UNAVAILABLE, WRONG_TYPE)
 
@@ -257,22 +256,49 @@ def test_the_page_retries_ever_more_slowly_until_the_server_recovers(timed):
     expect_problems(timed, UNAVAILABLE)
 
 
-def test_the_page_notices_silence_and_resumes(timed, monkeypatch):
-    due = threading.Semaphore(0)
-    events = partial(reconnect.events, sleep=lambda _: due.acquire(timeout=30))
-    monkeypatch.setattr(reconnect, "events", events)
+@pytest.fixture
+def send_next(monkeypatch):
+    """Return a function that lets each open stream send its next event."""
+    events, gates = reconnect.events, []
+
+    def gated(*arguments):
+        gate = threading.Semaphore(0)
+        gates.append(gate)
+        return events(*arguments, sleep=lambda _: gate.acquire(timeout=60))
+
+    def send_next(count=1):
+        for gate in gates:
+            gate.release(count)
+
+    monkeypatch.setattr(reconnect, "events", gated)
+    yield send_next
+    send_next(200)
+
+
+def wait_until_open(page: Page) -> None:
+    wait_until(lambda: page.evaluate("source.readyState") == 1)
+
+
+def expect_silence_after(page: Page, ms: int) -> None:
+    before = log(page).count(SILENT)
+    page.clock.run_for(ms - 1)
+    assert log(page).count(SILENT) == before
+    page.clock.run_for(1)
+    assert log(page).count(SILENT) == before + 1
+
+
+def test_the_page_notices_silence_and_resumes(timed, send_next):
     begin(timed, WATCH, drop_after="100")
+    wait_until_open(timed)
+    expect_silence_after(timed, 3000)
+    wait_until_open(timed)
     for number in (1, 2):
-        due.release()
+        send_next()
         wait_for_event(timed, number)
         timed.clock.run_for(2000)
-    assert SILENT not in log(timed)  # each event restarts the watchdog
-    timed.clock.run_for(999)
-    assert SILENT not in log(timed)
-    timed.clock.run_for(1)
-    assert SILENT in log(timed)
-    # The first stream still takes some of these, until it notices its end.
-    wait_until(lambda: due.release() or 3 in ids(timed))
-    assert ids(timed)[:3] == [1, 2, 3]
+    expect_silence_after(timed, 1000)  # each event restarted the watchdog
+    wait_until_open(timed)
+    send_next()
+    wait_for_event(timed, 3)
+    assert ids(timed) == [1, 2, 3]
     expect_that_stop_ends_everything(timed)
-    due.release(200)

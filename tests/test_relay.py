@@ -1,13 +1,11 @@
 import json
-import time
 from collections.abc import Iterator
 
 import httpx
 import openai
 import pytest
-from conftest import Client, Server, read_until, wait_until, without_comments
-from flask.testing import FlaskClient
-from openai.lib.streaming.chat import ChatCompletionStreamState
+from conftest import read_until, wait_until, without_comments
+from flask import Flask
 from playwright.sync_api import expect
 from upstream import (
     BAD_EVENTS,
@@ -27,7 +25,6 @@ from upstream import (
     chunk,
     delta,
     event,
-    head,
     page,
     silence,
     stream,
@@ -37,9 +34,8 @@ import language_model
 from app import create_app
 from checks import FOREIGN
 from demos import relay
-from demos.agent import TOOLS
+from sse import keep_alive
 
-NOTICE_SECONDS = 2
 PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hi"}]
 CHAT = {"messages": MESSAGES}
@@ -50,9 +46,6 @@ COMPLETION = (
     b'"model": "test-model", "choices": [{"index": 0, "finish_reason": "stop", '
     b'"message": {"role": "assistant", "content": "Hello"}}]}'
 )
-JSON_TYPE = {"Content_Type": "application/json"}
-
-one_server = pytest.mark.parametrize("command", ["flask"], indirect=True)
 
 
 @pytest.fixture
@@ -64,8 +57,15 @@ def app(upstream, monkeypatch):
     language_model.session.close()
 
 
-def post(server: Server, body: object = STREAMED, **headers: str) -> Client:
-    return server.post(PATH, json.dumps(body).encode(), **JSON_TYPE, **headers)
+@pytest.fixture
+def relayed(client, upstream):
+    """Return a function that relays an answer, and returns its events."""
+
+    def relayed(answer) -> bytes:
+        upstream.answer = answer
+        return without_comments(client.post(PATH, json=STREAMED).data)
+
+    return relayed
 
 
 def official_error(status: int, sentence: str) -> dict:
@@ -109,30 +109,16 @@ def test_unknown_fields_are_forwarded_with_the_key_of_the_server(
     assert request.json == body
 
 
-@pytest.mark.parametrize(
-    ("of_server", "of_caller", "sent"),
-    [
-        ("ours", {"model": "theirs"}, "ours"),
-        ("ours", {}, "ours"),
-        ("", {"model": "theirs"}, "theirs"),
-        ("", {}, language_model.MODEL),
-    ],
-)
-def test_the_model_of_the_server_wins(
-    client, upstream, monkeypatch, of_server, of_caller, sent
-):
-    monkeypatch.setenv("OPENAI_MODEL", of_server)
-    client.post(PATH, json=CHAT | of_caller)
-    assert upstream.requests[0].json == CHAT | {"model": sent, "stream": False}
-
-
-def test_the_key_of_the_client_is_never_forwarded(
+def test_the_model_of_the_server_wins_and_no_key_of_a_client_is_forwarded(
     client, upstream, monkeypatch
 ):
+    monkeypatch.setenv("OPENAI_MODEL", "ours")
     monkeypatch.delenv("OPENAI_API_KEY")
     headers = {"Authorization": "Bearer caller-key"}
-    client.post(PATH, json=CHAT, headers=headers)
-    assert upstream.requests[0].headers["Authorization"] is None
+    client.post(PATH, json=CHAT | {"model": "theirs"}, headers=headers)
+    (request,) = upstream.requests
+    assert request.json == CHAT | {"model": "ours", "stream": False}
+    assert request.headers["Authorization"] is None
 
 
 # Responses to the client
@@ -152,9 +138,9 @@ def test_an_event_stream_is_relayed_byte_for_byte(client, upstream, framing):
 
 @pytest.mark.parametrize(
     "content_type",
-    ["application/json", "application/octet-stream", "text/html; charset=x"],
+    ["application/json", "application/octet-stream", "text/html", None],
 )
-def test_a_stream_with_another_content_type_is_relayed(
+def test_a_stream_with_another_content_type_is_relayed_immediately(
     client, upstream, content_type
 ):
     upstream.answer = stream(
@@ -167,28 +153,13 @@ def test_a_stream_with_another_content_type_is_relayed(
         assert without_comments(b"".join(response.response)) == FINISH + DONE
 
 
-def test_a_stream_without_a_content_type_is_relayed(client, upstream):
-    def answer(connection):
-        connection.send(head("200 OK", "Connection: close"))
-        connection.send(b"".join(HELLO))
-        connection.close()
-
-    upstream.answer = answer
-    response = client.post(PATH, json=STREAMED)
-    assert response.content_type == "text/event-stream"
-    assert without_comments(response.data) == b"".join(HELLO)
-
-
-@pytest.mark.parametrize("framing", FRAMINGS)
-def test_a_complete_response_is_relayed_byte_for_byte(
-    client, upstream, framing
-):
-    upstream.answer = stream(
-        COMPLETION, framing=framing, content_type="application/json"
-    )
-    response = client.post(PATH, json=CHAT)
-    assert (response.status_code, response.data) == (200, COMPLETION)
-    assert response.content_type == "application/json"
+def test_a_complete_response_is_relayed_byte_for_byte(client, upstream):
+    for answer in (COMPLETION, b"\n\n" + COMPLETION):
+        upstream.answer = stream(answer, content_type="application/json")
+        for body in (CHAT, STREAMED):
+            response = client.post(PATH, json=body)
+            assert (response.status_code, response.data) == (200, answer)
+            assert response.content_type == "application/json"
 
 
 def test_the_list_of_models_is_relayed(client, upstream):
@@ -201,35 +172,13 @@ def test_the_list_of_models_is_relayed(client, upstream):
     assert request.headers.get_all("Authorization") == [f"Bearer {KEY}"]
 
 
-@pytest.mark.parametrize("name", HARMLESS)
-def test_an_unusual_answer_is_relayed_unchanged(client, upstream, name):
-    upstream.answer = stream(*HARMLESS[name])
-    response = client.post(PATH, json=STREAMED)
-    assert without_comments(response.data) == b"".join(HARMLESS[name])
-
-
-@pytest.mark.parametrize("name", BAD_EVENTS)
-def test_events_are_relayed_without_parsing(client, upstream, name):
-    bad, _ = BAD_EVENTS[name]
-    pieces = (delta("Hello"), bad, b"\n\n", FINISH, DONE)
-    upstream.answer = stream(*pieces)
-    response = client.post(PATH, json=STREAMED)
-    assert without_comments(response.data) == b"".join(pieces)
-
-
-@pytest.mark.parametrize("framing", FRAMINGS)
-def test_headers_and_bytes_arrive_immediately(online, upstream, framing):
-    upstream.answer = stream(
-        *(PAUSE, b"data: 1", PAUSE, b"\n\n: 2\r", PAUSE, b"\n\n", PAUSE, DONE),
-        framing=framing,
-    )
-    with post(online) as client:
-        assert client.status == 200
-        chunks = client.chunks()
-        for piece in (b"data: 1", b"\n\n: 2\r", b"\n\n", DONE):
-            upstream.resume()
-            assert without_comments(read_until(chunks, piece)) == piece
-        assert without_comments(b"".join(chunks)) == b""
+def test_unusual_and_bad_events_are_relayed_unchanged(relayed):
+    bad = [
+        (delta("Hello"), bad, b"\n\n", FINISH, DONE)
+        for bad, _ in BAD_EVENTS.values()
+    ]
+    for pieces in (*HARMLESS.values(), *bad):
+        assert relayed(stream(*pieces)) == b"".join(pieces)
 
 
 def test_comments_are_sent_only_between_events(client, upstream, monkeypatch):
@@ -252,24 +201,19 @@ def test_comments_are_sent_only_between_events(client, upstream, monkeypatch):
 # Errors of the upstream
 
 
-@pytest.mark.parametrize("body", [STREAMED, CHAT])
-@pytest.mark.parametrize(
-    ("name", "status", "page"),
-    [
+def test_a_json_answer_keeps_its_status_and_body(client, upstream):
+    for name, status, content in (
         ("401", 401, REFUSED_KEY),
         ("429", 429, TOO_MANY),
         ("200 with JSON", 200, b'{"choices": []}'),
-    ],
-)
-def test_a_json_answer_keeps_its_status_and_body(
-    client, upstream, body, name, status, page
-):
-    upstream.answer = FAULTS[name].answer
-    response = client.post(PATH, json=body)
-    assert (response.status_code, response.data) == (status, page)
-    assert response.headers["Content-Type"] == "application/json"
-    retry_after = "7" if name == "429" else None
-    assert response.headers.get("Retry-After") == retry_after
+    ):
+        upstream.answer = FAULTS[name].answer
+        for body in (STREAMED, CHAT):
+            response = client.post(PATH, json=body)
+            assert (response.status_code, response.data) == (status, content)
+            assert response.headers["Content-Type"] == "application/json"
+            retry_after = "7" if name == "429" else None
+            assert response.headers.get("Retry-After") == retry_after
 
 
 NO_JSON = "The language model did not send JSON."
@@ -299,13 +243,6 @@ def test_only_a_status_that_clients_expect_is_relayed(client, upstream):
         check_error(response, 502, sentence)
 
 
-def test_json_after_blank_lines_is_not_a_stream(client, upstream):
-    upstream.answer = page(b"\n\n" + COMPLETION)
-    response = client.post(PATH, json=STREAMED)
-    assert response.content_type == "application/json"
-    assert response.data == b"\n\n" + COMPLETION
-
-
 def test_a_redirect_is_not_followed(client, upstream):
     upstream.answer = FAULTS["redirects"].answer
     response = client.post(PATH, json=CHAT)
@@ -314,22 +251,15 @@ def test_a_redirect_is_not_followed(client, upstream):
     assert len(upstream.requests) == 1
 
 
-@pytest.mark.parametrize("body", [STREAMED, CHAT])
-@pytest.mark.parametrize("name", ["hangs up", "does not speak HTTP"])
-def test_no_answer_is_502(client, upstream, name, body):
-    upstream.answer = FAULTS[name].answer
-    response = client.post(PATH, json=body)
-    check_error(response, 502, "The language model is unreachable.")
-
-
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:1/v1", "http://no-such-host.invalid/v1"]
-)
-def test_an_unreachable_upstream_is_502(client, monkeypatch, url):
-    monkeypatch.setenv("OPENAI_BASE_URL", url)
-    responses = [client.post(PATH, json=body) for body in (STREAMED, CHAT)]
-    for response in (*responses, client.get("/v1/models")):
-        check_error(response, 502, "The language model is unreachable.")
+def test_no_answer_is_502(client, upstream, monkeypatch):
+    sentence = "The language model is unreachable."
+    for name in ("hangs up", "does not speak HTTP"):
+        upstream.answer = FAULTS[name].answer
+        for body in (STREAMED, CHAT):
+            check_error(client.post(PATH, json=body), 502, sentence)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    check_error(client.post(PATH, json=STREAMED), 502, sentence)
+    check_error(client.get("/v1/models"), 502, sentence)
 
 
 def test_silence_before_an_answer_is_504(client, upstream, monkeypatch):
@@ -349,7 +279,6 @@ def test_silence_in_mid_answer_becomes_an_error_event(
     response = client.post(PATH, json=STREAMED)
     error = event(official_error(502, sentence))
     assert without_comments(response.data) == delta("Hello") + error
-    check_error(client.post(PATH, json=CHAT), 504, sentence)
 
 
 BROKEN_OFF = event(official_error(502, language_model.BROKEN_OFF))
@@ -357,69 +286,50 @@ HALF = delta("Hello")[:-9]
 LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
 
 
-@pytest.mark.parametrize("name", CUT_FAULTS | BYTE_FAULTS)
-def test_an_answer_that_breaks_off_ends_with_an_error(client, upstream, name):
-    upstream.answer, _, texts = FAULTS[name]
-    body = without_comments(client.post(PATH, json=STREAMED).data)
-    for text in texts:
-        assert delta(text) in body
-    assert body.endswith(b"\n\n" + BROKEN_OFF) or body == BROKEN_OFF
-    assert body.count(b'"error"') == 1
+def test_an_answer_that_breaks_off_ends_with_an_error(relayed):
+    for answer, _, texts in (CUT_FAULTS | BYTE_FAULTS).values():
+        body = relayed(answer)
+        for text in texts:
+            assert delta(text) in body
+        assert body.endswith(b"\n\n" + BROKEN_OFF) or body == BROKEN_OFF
+        assert body.count(b'"error"') == 1
+    half = relayed(stream(delta("One"), HALF, end="cut"))
+    assert half == delta("One") + HALF + b"\n\n" + BROKEN_OFF
 
 
-def test_an_error_after_half_an_event_is_a_separate_event(client, upstream):
-    upstream.answer = stream(delta("One"), HALF, end="cut")
-    body = without_comments(client.post(PATH, json=STREAMED).data)
-    assert body == delta("One") + HALF + b"\n\n" + BROKEN_OFF
+COMPLETE = {
+    "[DONE]": (delta("Hello"), DONE),
+    "finish_reason": (delta("Hello"), FINISH),
+    "24 KB after finish_reason": (delta("Hello"), FINISH, LONG),
+    "24 KB around finish_reason": (
+        chunk({"content": "x" * 24 * 1024}, "stop"),
+    ),
+    "[DONE] in another form": (delta("Hello"), b"data:[DONE] "),
+    "CR": (delta("Hello").replace(b"\n\n", b"\r\r") + b"data: [DONE]\r\r",),
+    "finish_reason in three chunks": (
+        FINISH[:-17],
+        FINISH[-17:-4],
+        FINISH[-4:],
+    ),
+    "[DONE] in three chunks": (delta("Hello") + DONE[:5], DONE[5:9], DONE[9:]),
+}
 
 
-@pytest.mark.parametrize("end", ["complete", "cut"])
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        (delta("Hello"), DONE),
-        (delta("Hello"), FINISH),
-        (delta("Hello"), FINISH, LONG),
-        (delta("Hello"), FINISH, LONG, DONE),
-        (delta("Hello"), chunk({"content": "x" * 24 * 1024}, "stop")),
-        (delta("Hello"), b"data:[DONE] "),
-        (delta("Hello").replace(b"\n\n", b"\r\r") + b"data: [DONE]\r\r",),
-        (FINISH[:-17], FINISH[-17:-4], FINISH[-4:]),
-        (delta("Hello") + DONE[:5], DONE[5:9], DONE[9:]),
-    ],
-    ids=[
-        "[DONE]",
-        "finish_reason",
-        "24 KB after finish_reason",
-        "24 KB between finish_reason and [DONE]",
-        "24 KB around finish_reason",
-        "[DONE] in another form",
-        "CR",
-        "finish_reason in three chunks",
-        "[DONE] in three chunks",
-    ],
-)
-def test_a_complete_answer_gets_no_error(client, upstream, pieces, end):
-    upstream.answer = stream(*pieces, end=end)
-    body = without_comments(client.post(PATH, json=STREAMED).data)
-    assert body == b"".join(pieces)
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_complete_answer_gets_no_error(relayed, name):
+    for end in ("complete", "cut"):
+        body = relayed(stream(*COMPLETE[name], end=end))
+        assert body == b"".join(COMPLETE[name])
 
 
-@pytest.mark.parametrize(
-    "last",
-    [
+def test_text_that_looks_like_an_end_does_not_complete_an_answer(relayed):
+    for last in (
         chunk({"content": "Hello"}, ""),
         delta('"finish_reason": "stop"'),
         delta("\ndata: [DONE]\n\n"),
         b": data: [DONE]\n\n",
-    ],
-)
-def test_text_that_looks_like_an_end_does_not_complete_an_answer(
-    client, upstream, last
-):
-    upstream.answer = stream(ROLE, last)
-    body = without_comments(client.post(PATH, json=STREAMED).data)
-    assert body == ROLE + last + BROKEN_OFF
+    ):
+        assert relayed(stream(ROLE, last)) == ROLE + last + BROKEN_OFF
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -437,8 +347,10 @@ def test_json_that_breaks_off_is_502(client, upstream, framing):
     check_error(response, 502, sentence)
 
 
-def test_a_response_that_is_too_large_is_502(client, upstream):
-    upstream.answer = page(b" " * 20 * 2**20)
+def test_a_response_that_is_too_large_is_502(client, upstream, monkeypatch):
+    monkeypatch.setattr(relay, "MAX_ANSWER_BYTES", 100_000)
+    spaces = b" " * 200_000
+    upstream.answer = stream(spaces, end="silent", content_type="text/plain")
     response = client.post(PATH, json=CHAT)
     check_error(response, 502, "The answer is too large.")
     wait_until(upstream.connections[0].disconnected.is_set)
@@ -448,11 +360,10 @@ def test_a_response_that_is_too_large_is_502(client, upstream):
 
 
 def test_another_path_is_404(client, upstream):
-    for path in ("/v1/embeddings", "/v1/models/one", "/v1/chat"):
-        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-            response = client.open(path, method=method)
-            sentence = f"There is no {path}. Use Chat Completions."
-            check_error(response, 404, sentence)
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        response = client.open("/v1/models/one", method=method)
+        sentence = "There is no /v1/models/one. Use Chat Completions."
+        check_error(response, 404, sentence)
     assert upstream.requests == []
 
 
@@ -466,10 +377,6 @@ def test_another_method_is_405(client, upstream):
                 405, "The method is not allowed for the requested URL."
             )
     assert upstream.requests == []
-
-
-NO_OBJECT = 'The body must be a JSON object, such as {"a": 1}.'
-NO_LIST = "messages must be a list."
 
 
 LIMITS = {"n": 1, "max_tokens": 16_384, "max_completion_tokens": 16_384}
@@ -513,73 +420,35 @@ def test_the_limits_of_an_answer_are_settings(app, upstream, monkeypatch):
             assert response.status_code == status
 
 
-@pytest.mark.parametrize(
-    ("body", "sentence"),
-    [
-        (b"", NO_OBJECT),
-        (b"Hi", NO_OBJECT),
-        (b'{"messages": [{"content": "\xff"}]}', NO_OBJECT),
-        (b"[" * 100_000, NO_OBJECT),
-        (b'{"messages": [{"content": NaN}]}', NO_OBJECT),
-        (b'{"messages": [{"content": -Infinity}]}', NO_OBJECT),
-        (b'{"messages": [{}], "n": %s}' % (b"1" * 5000), NO_OBJECT),
-        (b"null", NO_OBJECT),
-        (b"[]", NO_OBJECT),
-        (b"{}", NO_LIST),
-        (b'{"messages": "Hi"}', NO_LIST),
-    ],
-)
-def test_a_body_without_a_chat_is_400(client, upstream, body, sentence):
-    response = client.post(PATH, data=body, content_type="application/json")
-    check_error(response, 400, sentence)
-    assert upstream.requests == []
-
-
-def test_another_media_type_is_415(client, upstream):
-    response = client.post(PATH, data=b"{}", content_type="text/plain")
-    sentence = "The body must have the Content-Type application/json."
-    check_error(response, 415, sentence)
-    assert upstream.requests == []
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "none"},
-        {"Origin": "http://elsewhere.example"},
-        {"Origin": "null"},
-    ],
-)
-def test_a_foreign_page_gets_403_unless_the_model_is_free(
-    client, upstream, monkeypatch, headers
-):
-    for response in (
-        client.post(PATH, json=STREAMED, headers=headers),
-        client.get("/v1/models", headers=headers),
+def test_a_body_without_a_chat_is_400(client, upstream):
+    no_object = 'The body must be a JSON object, such as {"a": 1}.'
+    for body, sentence in (
+        ([], no_object),
+        ({}, "messages must be a list."),
+        ({"messages": "Hi"}, "messages must be a list."),
     ):
+        check_error(client.post(PATH, json=body), 400, sentence)
+    assert upstream.requests == []
+
+
+def test_a_foreign_page_gets_403_unless_the_model_is_free(
+    client, upstream, monkeypatch
+):
+    def ask_from_elsewhere(client):
+        headers = {"Sec-Fetch-Site": "cross-site"}
+        yield client.post(PATH, json=STREAMED, headers=headers)
+        yield client.get("/v1/models", headers=headers)
+
+    for response in ask_from_elsewhere(client):
         check_error(response, 403, FOREIGN)
         assert "Access-Control-Allow-Origin" not in response.headers
     assert upstream.requests == []
     monkeypatch.delenv("OPENAI_BASE_URL")
     monkeypatch.delenv("OPENAI_API_KEY")
     client = create_app({"OFFLINE_WORD_SECONDS": 0}).test_client()
-    for response in (
-        client.post(PATH, json=STREAMED, headers=headers),
-        client.get("/v1/models", headers=headers),
-    ):
+    for response in ask_from_elsewhere(client):
         assert response.status_code == 200
         assert response.headers["Access-Control-Allow-Origin"] == "*"
-
-
-def test_a_stream_over_the_limit_is_503():
-    client = create_app({"MAX_STREAMS": 1}).test_client()
-    with client.post(PATH, json=STREAMED):
-        refused = client.post(PATH, json=STREAMED)
-        sentence = "Too many streams are open. Try again in a few seconds."
-        check_error(refused, 503, sentence)
-        assert refused.headers["Retry-After"] == "5"
-        assert client.get("/v1/models").status_code == 200
 
 
 def chat_of(size: int) -> bytes:
@@ -588,70 +457,49 @@ def chat_of(size: int) -> bytes:
     return body.replace(b'"Hi"', b'"%s"' % (b"x" * (size - len(body) + 2)))
 
 
-def test_the_limit_of_the_body_is_a_setting(upstream, app, monkeypatch):
+def test_a_body_may_have_512_kib(client, upstream):
     upstream.answer = page(COMPLETION)
-    monkeypatch.setenv("FLASK_RELAY_MAX_BYTES", "2000")
-    client = create_app().test_client()
-    for size, status in ((2000, 200), (2001, 413)):
-        response = client.post(
-            PATH, data=chat_of(size), content_type="application/json"
-        )
-        assert response.status_code == status
-    sentence = "The body must have at most 2000 bytes."
+    body, options = chat_of(512 * 1024), {"content_type": "application/json"}
+    assert client.post(PATH, data=body, **options).status_code == 200
+    (request,) = upstream.requests
+    assert request.json == json.loads(body)
+    response = client.post(PATH, data=body + b" ", **options)
+    sentence = "The body must have at most 524288 bytes."
     check_error(response, 413, sentence)
-    assert [request.json for request in upstream.requests] == [
-        json.loads(chat_of(2000))
-    ]
-
-
-def test_a_body_may_have_512_kib(online, upstream):
-    upstream.answer = page(COMPLETION)
-    body = chat_of(512 * 1024)
-    for framed in (body, iter([body[:9], body[9:]])):
-        with online.post(PATH, framed, **JSON_TYPE) as client:
-            assert (client.status, client.read()) == (200, COMPLETION)
-    for framed in (body + b" ", iter([body + b" "])):
-        with online.post(PATH, framed, **JSON_TYPE) as client:
-            assert client.status == 413
-            assert json.loads(client.read()) == official_error(
-                413, "The body must have at most 524288 bytes."
-            )
-    sent = [json.loads(body)] * 2
-    assert [request.json for request in upstream.requests] == sent
+    assert len(upstream.requests) == 1
 
 
 # The key
 
 
-@pytest.mark.parametrize("body", [STREAMED, CHAT])
-@pytest.mark.parametrize(
-    "answer",
-    [
-        page(
-            b'{"error": {"message": "Incorrect API key: %s."}}' % KEY.encode(),
-            "401 Unauthorized",
-        ),
-        page(
-            b'{"error": "%s"}'
-            % "".join(f"\\u{ord(one):04x}" for one in KEY).encode(),
-            "401 Unauthorized",
-        ),
-        page(
-            b'{"error": "%s", "error": "a"}' % KEY.encode(),
-            "401 Unauthorized",
-        ),
-        page(KEY.encode(), "500 Internal Server Error", "text/html"),
-        page(b"{}", "302 Found", "text/html", f"Location: http://x/?key={KEY}"),
-        lambda connection: connection.send(b"%s\r\n\r\n" % KEY.encode()),
-    ],
-    ids=["401", "escaped", "twice", "500", "302", "in place of HTTP"],
-)
-def test_a_key_that_the_upstream_echoes_is_redacted(
-    client, upstream, answer, body
-):
-    upstream.answer = answer
-    response = client.post(PATH, json=body)
-    assert KEY not in f"{response.headers}{response.data}{response.json}"
+def error_page(body: bytes):
+    return page(body, "401 Unauthorized")
+
+
+ESCAPED_KEY = "".join(f"\\u{ord(one):04x}" for one in KEY)
+ECHOES = {
+    "as JSON": error_page(b'{"error": {"message": "%s."}}' % KEY.encode()),
+    "escaped": error_page(b'{"error": "%s"}' % ESCAPED_KEY.encode()),
+    "in a duplicate": error_page(
+        b'{"error": "%s", "error": "a"}' % KEY.encode()
+    ),
+    "as text": page(KEY.encode(), "500 Internal Server Error", "text/html"),
+    "in a redirect": page(
+        b"{}", "302 Found", "text/html", f"Location: http://x/?key={KEY}"
+    ),
+    "in place of HTTP": lambda connection: connection.send(
+        b"%s\r\n\r\n" % KEY.encode()
+    ),
+}
+
+
+def test_a_key_that_the_upstream_echoes_is_redacted(client, upstream):
+    for name, answer in ECHOES.items():
+        upstream.answer = answer
+        for body in (STREAMED, CHAT):
+            response = client.post(PATH, json=body)
+            shown = f"{response.headers}{response.data}{response.json}"
+            assert KEY not in shown, name
 
 
 def test_a_dummy_key_is_not_redacted(client, upstream, monkeypatch):
@@ -663,55 +511,75 @@ def test_a_dummy_key_is_not_redacted(client, upstream, monkeypatch):
 # The client disconnects
 
 
-def silent_after_headers(connection):
-    fields = ("Content-Type: text/event-stream", "Connection: close")
-    connection.send(head("200 OK", *fields))
-
-
 def writes_without_end(connection):
-    silent_after_headers(connection)
+    stream(delta("Hello"), end="silent")(connection)
     while not connection.disconnected.wait(0.05):
-        connection.send(delta("Hello"))
+        text = delta("Hello")
+        connection.send(b"%x\r\n%s\r\n" % (len(text), text))
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        silent_after_headers,
+        stream(end="silent"),
         stream(delta("Hello"), end="silent"),
         writes_without_end,
     ],
     ids=["after headers", "in mid-answer", "while it writes"],
 )
 def test_a_disconnect_closes_the_connection_to_the_upstream(
-    online, upstream, answer
+    client, upstream, answer, monkeypatch
 ):
+    kept = []  # so that only `close` ends the generator
+
+    def keep(*arguments):
+        kept.append(keep_alive(*arguments))
+        return kept[0]
+
+    monkeypatch.setattr(relay, "keep_alive", keep)
     upstream.answer = answer
-    client = post(online)
-    assert client.status == 200
-    if answer is not silent_after_headers:
-        read_until(client.chunks(), b"Hello")
-    (connection,) = upstream.connections
-    assert not connection.disconnected.is_set()
-    client.close()
-    closed_at = time.monotonic()
+    with client.post(PATH, json=STREAMED) as response:
+        next(iter(response.response))
+        (connection,) = upstream.connections
+        assert not connection.disconnected.is_set()
     wait_until(connection.disconnected.is_set)
-    assert connection.disconnected_at - closed_at < NOTICE_SECONDS
+
+
+def test_bytes_arrive_immediately_and_silence_shows_a_disconnect(
+    online, upstream
+):
+    upstream.answer = stream(
+        *(PAUSE, b"data: 1", PAUSE, b"\n\n: 2\r", PAUSE, b"\n\n"),
+        end="silent",
+    )
+    body = json.dumps(STREAMED).encode()
+    with online.post(PATH, body, Content_Type="application/json") as client:
+        assert client.status == 200
+        chunks = client.chunks()
+        for piece in (b"data: 1", b"\n\n: 2\r", b"\n\n"):
+            upstream.resume()
+            assert without_comments(read_until(chunks, piece)) == piece
+        (connection,) = upstream.connections
+        assert not connection.disconnected.is_set()
+    wait_until(connection.disconnected.is_set)
+    assert relay.NOTICE_SECONDS <= 1  # each further second costs tokens
 
 
 # The official client
 
 
-@pytest.fixture
-def official(client: FlaskClient) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
+def official_client(app: Flask) -> openai.OpenAI:
+    return openai.OpenAI(
         base_url="http://localhost/v1",
         api_key="caller-key",
         max_retries=0,
-        http_client=httpx.Client(
-            transport=httpx.WSGITransport(client.application)
-        ),
-    ) as official:
+        http_client=httpx.Client(transport=httpx.WSGITransport(app)),
+    )
+
+
+@pytest.fixture
+def official(app) -> Iterator[openai.OpenAI]:
+    with official_client(app) as official:
         yield official
 
 
@@ -721,70 +589,29 @@ def ask(official: openai.OpenAI, **options):
     )
 
 
-def check_official_client(server: Server) -> None:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="caller-key", max_retries=0
-    ) as official:
-        complete = ask(official)
-        options = {"include_usage": True}
-        *chunks, usage = ask(official, stream=True, stream_options=options)
-        plain = list(ask(official, stream=True))
-        models = [model.id for model in official.models.list()]
-        with pytest.raises(openai.NotFoundError, match="/v1/embeddings"):
-            official.embeddings.create(model="a", input="Hi")
+def check_official_client(official: openai.OpenAI) -> None:
+    complete = ask(official)
+    options = {"include_usage": True}
+    *chunks, usage = ask(official, stream=True, stream_options=options)
+    plain = list(ask(official, stream=True))
     text = complete.choices[0].message.content
     for streamed in (chunks, plain):
         contents = [one.choices[0].delta.content for one in streamed]
         assert "".join(filter(None, contents)) == text
         assert streamed[-1].choices[0].finish_reason == "stop"
     assert usage.usage == complete.usage
-    assert len(models) == 1
+    assert len(list(official.models.list())) == 1
+    with pytest.raises(openai.NotFoundError, match="/v1/embeddings"):
+        official.embeddings.create(model="a", input="Hi")
 
 
-def test_official_client_works_offline(offline):
-    check_official_client(offline)
+def test_official_client_works_offline():
+    app = create_app({"OFFLINE_WORD_SECONDS": 0})
+    with official_client(app) as official:
+        check_official_client(official)
 
 
-def test_official_client_streams_tool_calls_offline(offline):
-    question = "The time in Asia/Tokyo, and the sum of 1 and 2"
-    messages, lengths = [{"role": "user", "content": question}], []
-
-    def read_choice() -> openai.types.chat.chat_completion.Choice:
-        state = ChatCompletionStreamState()
-        chunks = official.chat.completions.create(
-            model="a", messages=messages, tools=TOOLS, stream=True
-        )
-        for each in chunks:
-            calls = each.choices[0].delta.tool_calls or ()
-            lengths.extend(len(call.function.arguments) for call in calls)
-            state.handle_chunk(each)
-        return state.get_final_completion().choices[0]
-
-    with openai.OpenAI(
-        base_url=f"{offline.url}/v1", api_key="caller-key", max_retries=0
-    ) as official:
-        asked = read_choice()
-        messages.append(asked.message.model_dump(exclude_none=True))
-        for call, content in zip(
-            asked.message.tool_calls, ("9:30", "3"), strict=True
-        ):
-            result = {"tool_call_id": call.id, "content": content}
-            messages.append({"role": "tool"} | result)
-        answered = read_choice()
-    functions = [call.function for call in asked.message.tool_calls]
-    assert [(one.name, one.arguments) for one in functions] == [
-        ("get_time", '{"time_zone": "Asia/Tokyo"}'),
-        ("get_sum", '{"numbers": [1, 2]}'),
-    ]
-    assert len(lengths) > 4
-    assert max(lengths) <= 8
-    assert asked.finish_reason == "tool_calls"
-    assert answered.finish_reason == "stop"
-    text = "get_time returned 9:30. get_sum returned 3."
-    assert answered.message.content == text
-
-
-def test_official_client_works_online(online, upstream):
+def test_official_client_works_online(official, upstream):
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 
     def answer(connection):
@@ -805,50 +632,20 @@ def test_official_client_works_online(online, upstream):
         answer(connection)
 
     upstream.answer = answer
-    check_official_client(online)
+    check_official_client(official)
 
 
-@pytest.mark.parametrize("streams", [True, False])
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("401", openai.AuthenticationError),
-        ("429", openai.RateLimitError),
-        ("500 with HTML", openai.InternalServerError),
-        ("hangs up", openai.InternalServerError),
-        ("redirects", openai.APIStatusError),
-    ],
-)
-def test_official_client_raises_the_error_that_fits_the_status(
-    official, upstream, name, kind, streams
-):
-    upstream.answer = FAULTS[name].answer
-    with pytest.raises(kind):
-        ask(official, stream=streams)
-
-
-@pytest.mark.parametrize("name", [*CUT_FAULTS, *BYTE_FAULTS, "an error object"])
-def test_official_client_raises_when_the_answer_breaks_off(
-    official, upstream, name
-):
-    upstream.answer = FAULTS[name].answer
-    with pytest.raises(openai.APIError):
-        list(ask(official, stream=True))
-
-
-def test_official_client_raises_when_an_event_breaks_off(official, upstream):
+def test_official_client_raises_when_the_answer_breaks_off(official, upstream):
+    for name in ("401", "cut, chunked", "an error object"):
+        upstream.answer = FAULTS[name].answer
+        with pytest.raises(openai.APIError):
+            list(ask(official, stream=True))
     upstream.answer = stream(ROLE, HALF, end="cut")
     with pytest.raises(json.JSONDecodeError):
         list(ask(official, stream=True))
 
 
 # The page
-
-
-@pytest.fixture
-def relay_page(online, upstream, page):
-    page.goto(f"{online.url}/demos/relay")
-    return page
 
 
 def press(page, name: str) -> None:
@@ -860,35 +657,28 @@ def expect_end(page, text: str) -> None:
     expect(page.locator("#state")).to_have_text("closed")
 
 
-@one_server
-def test_page_shows_the_answer_or_the_reason_for_a_failure(
-    relay_page, upstream
+def test_page_shows_the_answer_or_why_there_is_none_and_can_stop(
+    live, upstream, page
 ):
+    page.goto(f"{live.url}/demos/relay")
     upstream.answer = stream(
         *(ROLE, event({"choices": None}), delta("Hello"), delta(" <b>you</b>")),
         *(FINISH, DONE),
     )
-    press(relay_page, "Ask")
-    expect_end(relay_page, "Hello <b>you</b>")
+    press(page, "Ask")
+    expect_end(page, "Hello <b>you</b>")
     assert len(upstream.requests) == 1
     upstream.answer, _, (text,) = FAULTS["cut, chunked"]
-    press(relay_page, "Ask")
-    expect_end(relay_page, f"{text}\n\n{language_model.BROKEN_OFF}")
+    press(page, "Ask")
+    expect_end(page, f"{text}\n\n{language_model.BROKEN_OFF}")
     upstream.answer = FAULTS["401"].answer
-    with relay_page.expect_event("console"):
-        press(relay_page, "Ask")
-    expect_end(relay_page, "\n\nIncorrect API key provided.")
-    relay_page.problems.clear()
+    press(page, "Ask")
+    expect_end(page, "\n\nIncorrect API key provided.")
+    page.expected = "401"
 
-
-@one_server
-def test_the_stop_button_stops_the_model(relay_page, upstream):
     upstream.answer = stream(delta("Hello"), end="silent")
-    press(relay_page, "Ask")
-    expect(relay_page.locator("#answer")).to_have_text("Hello")
-    press(relay_page, "Stop")
-    stopped_at = time.monotonic()
-    expect_end(relay_page, "Hello")
-    (connection,) = upstream.connections
-    wait_until(connection.disconnected.is_set)
-    assert connection.disconnected_at - stopped_at < NOTICE_SECONDS
+    press(page, "Ask")
+    expect(page.locator("#answer")).to_have_text("Hello")
+    press(page, "Stop")
+    expect_end(page, "Hello")
+    wait_until(upstream.connections[-1].disconnected.is_set)

@@ -23,6 +23,7 @@ import pytest
 from conftest import PROJECT, Client, Server, wait_until
 
 from event_source import parse_events
+from streaming_worker import send_chunks
 
 FEW = 20
 FOR_EVER = "gunicorn --graceful-timeout 600 --keep-alive 600 probe:app"
@@ -31,6 +32,7 @@ FOR_EVER = "gunicorn --graceful-timeout 600 --keep-alive 600 probe:app"
 PROBE = {"PYTHONPATH": str(PROJECT / "tests")}  # to import `probe`
 HANDSHAKE = {
     "Connection": "Upgrade",
+    "Upgrade": "WebSocket",  # some clients write it in small letters
     "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
     "Sec_WebSocket_Version": "13",
 }
@@ -159,10 +161,8 @@ def test_a_stop_ends_all_connections_and_runs_every_cleanup(
         clients = [opened.enter_context(server.get(path)) for path in paths]
         for client in clients:
             assert next(client.chunks())
-        for upgrade in ["websocket", "WebSocket"]:
-            headers = HANDSHAKE | {"Upgrade": upgrade}
-            client = server.get("/socket?interval=10", **headers)
-            assert opened.enter_context(client).status == 101
+        ws = server.get("/socket?interval=10", **HANDSHAKE)
+        assert opened.enter_context(ws).status == 101
         open_idle_connections(server, opened)
         stop(server)
         server.process.wait()
@@ -220,6 +220,17 @@ def raw_response(server, request):
         response = b"".join(iter(lambda: client.recv(65536), b""))
     head, _, body = response.partition(b"\r\n\r\n")
     return head.decode(), body
+
+
+def test_an_empty_part_is_no_chunk_and_the_body_is_closed():
+    class Body(list):
+        def close(self):
+            sent.append("closed")
+
+    sent = []
+    client = SimpleNamespace(send=lambda chunk: sent.append(chunk) or 99)
+    assert list(send_chunks(Body([b"a", b"", b"bc"]), client)) == [b""]
+    assert sent == [b"1\r\na\r\n", b"2\r\nbc\r\n", "closed"]
 
 
 def test_gunicorn_sends_each_event_as_one_chunk(gunicorn_probe):
@@ -316,7 +327,7 @@ def impatient() -> Iterator[Server]:
     """A server with short timeouts, and with room for few connections."""
     command = f"gunicorn --keep-alive {SHORT_SECONDS} probe:app"
     command += f" --worker-connections {FEW}"
-    environ = {**PROBE, "SHORT_SECONDS": str(SHORT_SECONDS)}
+    environ = {**PROBE, "LIMIT_SECONDS": str(SHORT_SECONDS)}
     with Server(command, **environ) as running:
         yield running
     assert running.logged("Traceback") == []
@@ -344,16 +355,19 @@ def test_a_client_that_never_reads_is_disconnected(impatient):
         wait_until(lambda: len(impatient.logged("^large: closed$")) == 2)
 
 
-def test_quiet_streams_stay_connected(impatient):
-    query, headers = f"?interval={2 * SHORT_SECONDS}", HANDSHAKE
+def test_quiet_streams_and_slow_responses_stay_connected(impatient, tmp_path):
+    query = f"?interval={2 * SHORT_SECONDS}"
     with (
+        impatient.get(f"/once{tmp_path}/done") as page,
         impatient.get(f"/sse{query}") as quiet,
-        impatient.get(f"/socket{query}", Upgrade="websocket", **headers) as ws,
+        impatient.get(f"/socket{query}", **HANDSHAKE) as ws,
     ):
         assert ws.status == 101
         assert next(parse_events(quiet.chunks())).data
         ws.sock.sendall(b"\x89\x80mask")  # a ping
         wait_until(lambda: ws.sock.recv(65536).endswith(b"\x8a\x00"))  # a pong
+        (tmp_path / "done").touch()
+        assert page.read() == b"done"
 
 
 def test_a_vanished_client_is_logged_without_a_traceback():
@@ -394,7 +408,9 @@ DOCSTRINGS = (
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        ("-m gunicorn -w 4", ALONE),
+        ("-m gunicorn -w 2", ALONE),
+        ("-m gunicorn -k sync", KIND),
+        ("-m gunicorn -k gthread --threads 4", KIND),
         ("-m gunicorn -k gevent", KIND),
         ("app.py", INSTEAD),
         ("-OO -m flask run", DOCSTRINGS),

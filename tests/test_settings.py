@@ -1,9 +1,10 @@
 import re
 import subprocess
 import sys
+from runpy import run_path
 
 import pytest
-from conftest import PROJECT, wait_until
+from conftest import PROJECT
 
 import background
 import language_model
@@ -138,15 +139,7 @@ def test_a_missing_secret_key_is_random_and_inherited(caplog):
     assert len(caplog.messages) == 2
 
 
-@pytest.mark.parametrize(
-    "command", ["flask run", "flask run --reload", "gunicorn -w 2"]
-)
-def test_a_random_key_is_reported_once_and_never_shown(
-    command, start, redis_server
-):
-    server = start(command, REDIS_URL=redis_server.url)
-    if "-w" in command:
-        wait_until(lambda: len(server.logged("Booting worker")) == 2)
+def test_a_random_key_is_reported_once_and_never_shown(server):
     assert server.logged("SECRET_KEY") == [RANDOM_KEY]
     assert server.logged("[0-9a-f]{32}") == []
 
@@ -178,7 +171,6 @@ def test_a_redis_url_that_redis_py_can_use_is_accepted(url):
     ("command", "name", "value"),
     [
         ("flask run", "FLASK_MAX_STREAMS", "x"),
-        ("gunicorn", "FLASK_RUN_PORT", "99999"),
         ("gunicorn app:app", "REDIS_URL", "http://localhost:6379"),
     ],
 )
@@ -191,7 +183,6 @@ def test_an_invalid_value_stops_the_server_with_one_line(
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert ended.returncode == 1
     assert ended.stdout + ended.stderr == WRONG[name, value] + "\n"
@@ -212,32 +203,20 @@ def test_readme_lists_every_setting_with_its_default():
         assert float(rows[f"FLASK_{name}"]) == default
 
 
-DEFAULTS = """
-import background, language_model, sse
-from demos import relay
-print(sse.KEEP_ALIVE_SECONDS, language_model.SILENCE_SECONDS,
-      background.LOST_SECONDS, relay.MAX_BODY_BYTES, relay.MAX_CHOICES,
-      relay.MAX_TOKENS)
-"""
+PARTS = {
+    "KEEP_ALIVE_SECONDS": (sse, "KEEP_ALIVE_SECONDS"),
+    "UPSTREAM_SILENCE_SECONDS": (language_model, "SILENCE_SECONDS"),
+    "JOB_LOST_SECONDS": (background, "LOST_SECONDS"),
+    "RELAY_MAX_BYTES": (relay, "MAX_BODY_BYTES"),
+    "RELAY_MAX_CHOICES": (relay, "MAX_CHOICES"),
+    "RELAY_MAX_TOKENS": (relay, "MAX_TOKENS"),
+}
+"""The constant that each setting changes."""
 
 
 def test_defaults_match_those_of_copied_parts():
-    done = subprocess.run(
-        [sys.executable, "-c", DEFAULTS],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
-    names = (
-        "KEEP_ALIVE_SECONDS",
-        "UPSTREAM_SILENCE_SECONDS",
-        "JOB_LOST_SECONDS",
-        "RELAY_MAX_BYTES",
-        "RELAY_MAX_CHOICES",
-        "RELAY_MAX_TOKENS",
-    )
-    defaults = [str(SETTINGS[name][0]) for name in names]
-    assert done.stdout.split() == defaults
+    for name, (part, constant) in PARTS.items():
+        assert run_path(part.__file__)[constant] == SETTINGS[name][0]
 
 
 @pytest.fixture
@@ -248,15 +227,7 @@ def _reset_parts():
 
 @pytest.mark.usefixtures("_reset_parts")
 def test_settings_take_effect_in_the_parts():
-    create_app(
-        {
-            "KEEP_ALIVE_SECONDS": 2.5,
-            "UPSTREAM_SILENCE_SECONDS": 3.5,
-            "JOB_LOST_SECONDS": 4.5,
-            "RELAY_MAX_BYTES": 5000,
-        }
-    )
-    assert sse.KEEP_ALIVE_SECONDS == 2.5
-    assert language_model.SILENCE_SECONDS == 3.5
-    assert background.LOST_SECONDS == 4.5
-    assert relay.MAX_BODY_BYTES == 5000
+    settings = {name: 5000 + number for number, name in enumerate(PARTS)}
+    create_app(settings)
+    for name, (part, constant) in PARTS.items():
+        assert getattr(part, constant) == settings[name], constant

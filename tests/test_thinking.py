@@ -60,5 +60,7 @@ def test_page_shows_the_thoughts_then_the_answer_and_closes(
     page.locator("#thoughts").get_by_text("Reading").wait_for()
     answer = page.locator("#answer")
     expect(answer).to_have_text("The answer to “<b>Why?</b>” is 42.")
-    assert page.locator("#thoughts > *").count() == 4
+    thoughts = page.locator("#thoughts > *")
+    assert thoughts.count() == 4
+    expect(thoughts.first).to_have_text("Choosing the words")
     expect(page.locator("#state")).to_have_text("closed")

@@ -13,7 +13,6 @@ import json
 import socket
 import socketserver
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -46,7 +45,6 @@ class Connection:
     def __init__(self, sock: socket.socket):
         self.requests: list[Request] = []
         self.disconnected = threading.Event()
-        self.disconnected_at: float | None = None
         self.sock = sock
         self._steps = threading.Semaphore(0)
 
@@ -74,7 +72,6 @@ class Connection:
             while request := read_request(lines):
                 self.requests.append(request)
                 answer(self)
-        self.disconnected_at = time.monotonic()
         self.disconnected.set()
 
 
@@ -311,30 +308,25 @@ CONNECTION_FAULTS = {
 """No usable response at all."""
 
 CUT_FAULTS = {
-    "cut, chunked": Fault(
-        stream(ROLE, delta("Hello"), end="cut"), UNFINISHED, ("Hello",)
-    ),
-    "cut, with a length": Fault(
-        stream(ROLE, delta("Hello"), framing="length", end="cut"),
-        UNFINISHED,
-        ("Hello",),
-    ),
-    "cut, without a length": Fault(
-        stream(ROLE, delta("Hello"), framing="close", end="cut"),
-        UNFINISHED,
-        ("Hello",),
-    ),
+    name: Fault(answer, UNFINISHED, ("Hello",))
+    for name, answer in {
+        **{
+            f"cut, {framing}": stream(
+                ROLE, delta("Hello"), framing=framing, end="cut"
+            )
+            for framing in FRAMINGS
+        },
+        "ends without a finish": stream(ROLE, delta("Hello")),
+        "ends with an empty finish_reason": stream(
+            delta("Hello"), chunk({}, "")
+        ),
+    }.items()
+} | {
     "cut after text with [DONE]": Fault(
-        stream(ROLE, delta("Hello"), delta("data: [DONE]"), framing="close"),
+        stream(delta("data: [DONE]"), framing="close"),
         UNFINISHED,
-        ("Hello", "data: [DONE]"),
-    ),
-    "ends without a finish": Fault(
-        stream(ROLE, delta("Hello")), UNFINISHED, ("Hello",)
-    ),
-    "ends with an empty finish_reason": Fault(
-        stream(delta("Hello"), chunk({}, "")), UNFINISHED, ("Hello",)
-    ),
+        ("data: [DONE]",),
+    )
 }
 """Answers that break off after some complete events."""
 
@@ -368,29 +360,20 @@ client raises. `deltas` always raises, because the answer is incomplete.
 """
 
 BAD_EVENTS = {
-    "broken JSON": (b'data: {"choices": [{\n\n', BROKEN_EVENT),
-    "JSON that is nested too deeply": (
-        b"data: " + b"[" * 100_000 + b"\n\n",
-        BROKEN_EVENT,
-    ),
-    "a number": (event(5), BROKEN_EVENT),
-    "null": (event(None), BROKEN_EVENT),
-    "a list": (event(["choices"]), BROKEN_EVENT),
-    "choices that are a number": (event({"choices": 5}), BROKEN_EVENT),
-    "a choice that is null": (event({"choices": [None]}), BROKEN_EVENT),
-    "a delta that is a string": (
-        event({"choices": [{"delta": "Hi", "finish_reason": None}]}),
-        BROKEN_EVENT,
-    ),
-    "content that is a number": (chunk({"content": 5}), BROKEN_EVENT),
-    "content that is a list of strings": (
-        chunk({"content": ["Hi"]}),
-        BROKEN_EVENT,
-    ),
-    "a line of 10 MiB": (
-        b"data: " + b"x" * 10 * 1024 * 1024,
-        BROKEN_EVENT,
-    ),
+    name: (sent, BROKEN_EVENT)
+    for name, sent in {
+        "broken JSON": b'data: {"choices": [{\n\n',
+        "JSON that is nested too deeply": b"data: %b\n\n" % (b"[" * 100_000),
+        "a number": event(5),
+        "null": event(None),
+        "a list": event(["choices"]),
+        "choices that are a number": event({"choices": 5}),
+        "a choice that is null": event({"choices": [None]}),
+        "a delta that is a string": event({"choices": [{"delta": "Hi"}]}),
+        "content that is a number": chunk({"content": 5}),
+        "content that is a list of strings": chunk({"content": ["Hi"]}),
+        "a line of 10 MiB": b"data: " + b"x" * 10 * 1024 * 1024,
+    }.items()
 } | {name: (error, REPORTED) for name, (error, _) in ERRORS.items()}
 """Events that no model should send, with the resulting error message."""
 
@@ -429,7 +412,7 @@ FAULT_OF_EACH_KIND = (
     "broken JSON",
     "broken compression",
 )
-"""Enough for most lessons, because `completion` is tested with all faults."""
+"""Enough for a lesson, because `language_model` is tested with all faults."""
 
 LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
 

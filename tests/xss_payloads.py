@@ -639,6 +639,7 @@ OURS = [
     "<input name=attributes><input name=attributes>",
     "<form><input name=remove><input name=localName></form>",
     'x<base href="https://attacker.example/">',
+    '<a href="data:text/html,<script>alert(1)</script>">a</a>',
     '<svg><circle r="9" fill="url(https://attacker.example/fill.svg#a)"/></svg>',
     '<link rel="stylesheet" href="https://attacker.example/link.css">',
 ]

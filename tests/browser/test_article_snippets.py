@@ -11,8 +11,6 @@ import pytest
 import upstream
 from conftest import PROJECT, Server
 
-one_server = pytest.mark.parametrize("command", ["flask"], indirect=True)
-
 CHAT_URL = "/v1/chat/completions"
 
 EVENT_SOURCE_PAGE = """
@@ -84,9 +82,9 @@ FETCH_PAGE = """
 
 
 @pytest.fixture(scope="module")
-def model(command) -> Iterator[Server]:
+def model() -> Iterator[Server]:
     """The app with a fast offline model that sends word by word."""
-    running = Server(command, FLASK_OFFLINE_WORD_SECONDS="0.005")
+    running = Server("gunicorn", FLASK_OFFLINE_WORD_SECONDS="0.005")
     yield running
     running.stop()
 
@@ -141,33 +139,20 @@ PAGES = {
 }
 
 
-def check_answer(page, url: str) -> None:
-    """Check that the page sends a prompt once, and shows the answer."""
+@pytest.mark.parametrize("name", PAGES)
+def test_page_of_another_origin_shows_the_complete_answer_and_asks_once(
+    article, model, foreign, name
+):
+    html, path = PAGES[name]
+    page = article(foreign(html))
     ask(page, "怎么重连？ & 100%")
     page.wait_for_function("() => document.title !== ''")
     assert page.title() == "finished"
     assert page.locator("#answer").text_content() == answer("reconnect.zh")
     page.evaluate("() => fetch('')")  # flushes all earlier requests
     first, *_, last = page.asked
-    assert first.startswith(url)
+    assert first.startswith(f"{model.url}{path}")
     assert page.asked == [first, last]
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_page_shows_the_complete_answer_and_asks_once(article, model, name):
-    html, path = PAGES[name]
-    page = article(f"{model.url}/article", html)
-    check_answer(page, f"{model.url}{path}")
-
-
-@one_server
-@pytest.mark.parametrize("name", PAGES)
-def test_page_of_another_origin_also_shows_the_answer(
-    article, model, foreign, name
-):
-    html, path = PAGES[name]
-    page = article(foreign(html))
-    check_answer(page, f"{model.url}{path}")
 
 
 def test_stop_button_stops_the_answer(article, site):

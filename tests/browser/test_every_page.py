@@ -1,19 +1,34 @@
-"""Every page as a visitor uses it, in one visit per page."""
+"""Every page as visitors use it: from the last row, by keyboard, on a phone."""
 
 import re
 
+import axe
+import npm
 import pytest
-from conftest import NAMES, PROJECT, wait_until
+from conftest import NAMES, PROJECT, VIEWPORT, Server, wait_until
 from playwright.sync_api import Page, expect
 
+from app import app as application
 from demos import LESSONS
 from website.pages import texts
 
+LESSON_WITH_ALL_KINDS_OF_TOKENS = "/demos/relay"
+ERROR = "/demos/nope"
+OTHER_PATHS = [
+    rule.rule
+    for rule in application.url_map.iter_rules()
+    if rule.endpoint.startswith("pages.") and not rule.arguments
+]
 START = "#start, #form button:not([type])"
 DISTANCE = "e => e.getBoundingClientRect().top + scrollY"
 # Until somebody sends something:
 QUIET = ("broadcast", "notifications", "document", "private")
 PHONE = {"width": 320, "height": 740}
+OPEN_ALL = """
+() => {
+  for (const panel of document.querySelectorAll("details")) panel.open = true;
+}
+"""
 IS_WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 FONT_PX = 16
 SERVER_LINES = 12
@@ -93,65 +108,139 @@ OUT_OF_SIGHT = """
 }
 """
 
+# Let the Tab key start at the beginning of an element.
+START_BEFORE = """
+(root) => {
+  const start = document.createElement("span");
+  start.tabIndex = -1;
+  root.prepend(start);
+  start.focus();
+  start.remove();
+}
+"""
+# Return what the Tab key should reach.
+INTERACTIVE = """
+(root) => [...root.querySelectorAll(
+  "a[href], button, input, select, textarea, summary, iframe, [tabindex='0']",
+)].filter((element) => element.checkVisibility() && !element.disabled)
+  .filter(({ type, checked }) => type !== "radio" || checked)
+  .map((element) => element.outerHTML.slice(0, 60))
+"""
+MOST_STOPS = 100
+# Return the focused element, and whether it has an outline.
+FOCUSED = """
+(root) => {
+  const element = document.activeElement;
+  const isOutside = element === document.body || !root.contains(element);
+  if (isOutside || element === window.first) return null;
+  if (element === window.latest) return "within"; // a frame
+  window.first ??= element;
+  window.latest = element;
+  const isOutlined = getComputedStyle(element).outlineStyle !== "none";
+  return [element.outerHTML.slice(0, 60), isOutlined];
+}
+"""
+IS_OPEN = "() => document.activeElement.parentElement.open"
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The app, with a model that does not pause."""
+    running = Server(
+        "flask run",
+        FLASK_OFFLINE_WORD_SECONDS="0",
+        FLASK_TRUSTED_HOSTS="pi.test",
+    )
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def axe_script(tmp_path_factory):
+    return axe.script(npm.shared_folder(tmp_path_factory))
+
 
 def state(page: Page):
     return page.locator("#state")
 
 
-def start(page: Page) -> None:
+def press_start(page: Page) -> None:
     for field in page.locator("#prompt").all():
-        field.fill("Hello")  # the chat empties it
+        field.fill("Show me Markdown")  # the chat empties it
     page.locator(START).first.click()
-    expect(state(page)).to_have_text(re.compile("open"))
+    for form in page.locator("#compose, #edit").all():  # silent until then
+        expect(state(page)).to_have_text("open")
+        form.locator("#text").fill("Hello")
+        form.get_by_role("button").first.click()
 
 
-def stop(page: Page) -> None:
+def press_stop(page: Page) -> None:
     page.get_by_role("button", name="Stop", exact=True).first.click()
     expect(state(page)).to_have_text("closed")
 
 
-def open_and_close_wire(page: Page) -> None:
-    """Check that Wire explains itself, shows bytes, and aborts its request."""
-    wire = page.locator("#wire")
-    requests = []
-    page.on("request", lambda request: requests.append(request))
-    wire.locator("summary").click()
-    page.get_by_text("sends a second request").wait_for()
-    wire.locator("pre").get_by_text(r"\n").first.wait_for()
-    fetched = [one for one in requests if one.resource_type == "fetch"]
-    with page.expect_event("requestfailed", lambda one: one == fetched[-1]):
-        wire.locator("summary").click()
-    opened = re.compile("status 200, text/(event-stream|html)")
-    rows = wire.locator("pre > div").filter(has_text=opened)
-    expect(rows).to_have_count(1)
+def tab_through(page: Page, selector: str) -> None:
+    """Check that Tab reaches everything in this element, and open all panels.
+
+    Whatever has the focus has an outline.
+    """
+    root = page.locator(selector)
+    root.evaluate(START_BEFORE)
+    stops = []
+    for _ in range(MOST_STOPS):
+        page.keyboard.press("Tab")
+        stop = root.evaluate(FOCUSED)
+        if stop is None:
+            break
+        if stop == "within":
+            continue
+        stops.append(stop)
+        if stop[0].startswith("<summary"):
+            open_with_keys(page)
+    assert [html for html, _ in stops] == root.evaluate(INTERACTIVE)
+    # A focused frame matches no CSS selector, so no style can outline it.
+    plain = [html for html, is_outlined in stops if not is_outlined]
+    assert [html for html in plain if not html.startswith("<iframe")] == []
+
+
+def open_with_keys(page: Page) -> None:
+    was_open = page.evaluate(IS_OPEN)
+    page.keyboard.press("Enter")
+    assert page.evaluate(IS_OPEN) != was_open
+    page.keyboard.press("Space")
+    assert page.evaluate(IS_OPEN) == was_open
+    if not was_open:
+        page.keyboard.press("Enter")
 
 
 def fits_a_phone(page: Page) -> bool:
     """Return whether, with all panels open, nothing is too wide."""
     page.set_viewport_size(PHONE)
+    found = []
     for tab in page.locator(".tabs label").all():
         tab.click()
-        for summary in page.locator("summary:visible").all():
-            if summary.locator("..").get_attribute("open") is None:
-                summary.click()
-        if page.evaluate(IS_WIDE):
-            return False
-    return not page.evaluate(IS_WIDE)
+        page.evaluate(OPEN_ALL)
+        found.append(page.evaluate(IS_WIDE))
+    found.append(page.evaluate(IS_WIDE))
+    page.set_viewport_size(VIEWPORT)
+    return True not in found
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_lesson_can_be_read_from_the_last_row(lesson_page, name):
+def test_a_lesson_works_from_the_last_row_by_keyboard_and_on_a_phone(
+    lesson_page, axe_script, name
+):
     page = lesson_page(name)
+    page.expected = "401" if name == "private" else ""  # before the login
     below = page.get_by_text("Notice:").first
     distance = below.evaluate(DISTANCE)
     page.evaluate(WATCH)
     assert state(page).text_content() == "closed"
     view = page.locator(".Server .line").filter(has_text=re.compile("^@bp"))
     expect(view.first).to_be_in_viewport()
-    start(page)
-    for form in page.locator("#compose, #edit").all():  # silent until then
-        form.locator("#text").fill("Hello")
-        form.get_by_role("button").first.click()
+
+    # A teacher shows it on a projector.
+    press_start(page)
     page.wait_for_function("() => window.newest")
     if LESSONS[name].wire_beside:
         page.locator("#wire .wire").get_by_text(r"\n").first.wait_for()
@@ -159,52 +248,97 @@ def test_a_lesson_can_be_read_from_the_last_row(lesson_page, name):
     wait_until(lambda: page.evaluate(OUT_OF_SIGHT, sizes) == [])
     if name != "six_connections":  # because it shows that no connection is left
         assert below.evaluate(DISTANCE) == distance
-    stop(page)
+    expect(page.locator(".live [aria-busy=true]")).to_have_count(0)
+    press_stop(page)
 
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_lesson_can_start_twice_shows_its_bytes_and_fits_a_phone(
-    lesson_page, name
-):
-    page = lesson_page(name)
-    if name == "private":  # without its cookie, the panel shows a 401
-        start(page)
-        stop(page)
+    # Then with the Wire panel.
     if not LESSONS[name].wire_beside:
-        open_and_close_wire(page)
         page.locator("#wire > summary").click()
+        opened = re.compile("status 200, text/(event-stream|html)")
+        page.locator("#wire pre > div", has_text=opened).wait_for()
     for box in page.locator("#shared").all():
         box.check()  # so that a connection is left for the panel
-    for _ in range(2):
-        start(page)
-        rows = page.locator("#wire pre > div")
-        rows.nth(1 if name in QUIET else 2).wait_for()
-        stop(page)
+    press_start(page)
+    rows = page.locator("#wire pre > div")
+    rows.nth(1 if name in QUIET else 2).wait_for()
+    press_stop(page)
+
+    tab_through(page, ".live")
     assert fits_a_phone(page)
+    # The next test judges the rest, which differs only in its words.
+    assert axe.problems(page, axe_script, ".source", ".prose-text") == []
 
 
-def test_the_arrow_keys_open_the_neighbouring_lessons(page, site):
+@pytest.mark.parametrize(
+    "path", [*OTHER_PATHS, ERROR, LESSON_WITH_ALL_KINDS_OF_TOKENS]
+)
+def test_a_complete_page_works_by_keyboard_and_on_a_phone(
+    page, site, axe_script, path
+):
+    page.goto(f"{site.url}{path}")
+    tab_through(page, "body")
+    assert fits_a_phone(page)
+    assert axe.problems(page, axe_script) == []
+    if path == ERROR:
+        page.get_by_role("heading", name="Not Found").wait_for()
+        page.problems.clear()
+
+
+def test_axe_reports_violations_and_incomplete_checks(page, site, axe_script):
+    html = """<!doctype html><html lang="en"><title>A</title><main><h1>A</h1>
+        <iframe title="B" srcdoc="<h2>B</h2><button></button>"></iframe>
+        <p style="background: url(/static/icon.svg)">C</p></main>"""
+    page.route("**/*", lambda route: route.fulfill(body=html))
+    page.goto(site.url)
+    assert axe.problems(page, axe_script) == [
+        ["button-name", "iframe button"],
+        ["color-contrast", "p"],
+        ["color-contrast", "p"],
+    ]
+
+
+def test_space_stops_what_enter_has_started(lesson_page):
+    page = lesson_page("numbers")
+    page.locator(START).first.press("Enter")
+    expect(state(page)).to_have_text("open")
+    page.get_by_role("button", name="Stop", exact=True).press("Space")
+    expect(state(page)).to_have_text("closed")
+
+
+def test_closing_the_wire_panel_aborts_its_request(lesson_page):
+    page, requests = lesson_page("prices"), []
+    page.on("request", lambda request: requests.append(request))
+    summary = page.locator("#wire > summary")
+    summary.click()
+    page.get_by_text("sends a second request").wait_for()
+    page.locator("#wire pre").get_by_text(r"\n").first.wait_for()
+    fetched = [one for one in requests if one.resource_type == "fetch"]
+    with page.expect_event("requestfailed", lambda one: one == fetched[-1]):
+        summary.click()
+
+
+def test_the_only_h1_is_the_title(client):
+    lessons = [f"/demos/{name}" for name in NAMES]
+    for path in [*OTHER_PATHS, *lessons, ERROR]:
+        page = client.get(path, headers={"Accept": "text/html"}).text
+        (title,) = re.findall("<title>(.+)</title>", page)
+        assert re.findall("<h1>(.+)</h1>", page) == [title]
+
+
+def test_the_arrow_keys_open_the_neighbouring_lessons_except_in_a_field(
+    page, site
+):
     page.goto(f"{site.url}/demos/{NAMES[1]}")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_url(f"**/demos/{NAMES[2]}")
-    page.keyboard.press("ArrowLeft")
-    page.wait_for_url(f"**/demos/{NAMES[1]}")
-
-
-def test_the_arrow_keys_in_a_field_open_no_other_lesson(lesson_page):
-    page = lesson_page("clock")
     for field in ("#interval", "#tab-Server"):
         page.locator(field).focus()
         page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     expect(page.locator("#tab-curl")).to_be_checked()
-    assert page.url.endswith("/demos/clock")
-
-
-@pytest.mark.parametrize("path", ["/", "/cheatsheet", "/faq"])
-def test_other_pages_fit_a_phone(page, site, path):
-    page.goto(f"{site.url}{path}")
-    assert fits_a_phone(page)
+    page.locator("#tab-curl").blur()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(f"**/demos/{NAMES[2]}")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url(f"**/demos/{NAMES[1]}")
 
 
 def test_tab_and_enter_skip_to_the_first_lesson(page, site):
@@ -225,9 +359,8 @@ def test_copy_puts_exactly_the_file_on_the_clipboard(lesson_page):
     assert text == (PROJECT / "demos/hello.py").read_text("utf-8")
 
 
-def test_copy_works_over_plain_http_on_a_local_network(page, start):
-    server = start("flask run", FLASK_TRUSTED_HOSTS="pi.test")
-    page.goto(f"http://pi.test:{server.port}/demos/hello")
+def test_copy_works_over_plain_http_on_a_local_network(page, site):
+    page.goto(f"http://pi.test:{site.port}/demos/hello")
     assert not page.evaluate("() => isSecureContext")
     page.get_by_role("button", name="Copy demos/hello.py").click()
     page.get_by_role("button", name="Copied").wait_for()
@@ -271,9 +404,3 @@ def test_a_page_explains_what_is_missing_without_javascript(
     page.locator("#tab-Browser").check()
     expect(page.locator(".Browser pre").first).to_be_visible()
     context.close()
-
-
-def test_an_error_page_has_its_error_as_a_heading(page, site):
-    page.goto(f"{site.url}/demos/nope")
-    page.get_by_role("heading", name="Not Found").wait_for()
-    page.problems.clear()
