@@ -330,4 +330,4 @@ def test_page_keeps_the_last_500_lines_and_shows_that_it_failed(lesson_page):
     show("event: stdout\ndata: half\n\n")
     expect(lines.last).to_have_text("error: The connection failed.")
     expect(page.locator("#state")).to_have_text("closed")
-    page.problems.clear()
+    page.expected = "Failed to load resource"

@@ -166,6 +166,7 @@ def test_each_part_replaces_its_placeholder(page: Page, live, ready):
     page.on("request", lambda request: requests.append(request))
     page.get_by_label("What fails").select_option("weather")
     page.get_by_role("button", name="Start").click()
+    page.frame_locator("#frame").locator("#mail").wait_for()
     for name in ("weather", "mail", "trains"):
         ready[name].set()
         page.frame_locator("#frame").locator(f"#{name}-part").wait_for()

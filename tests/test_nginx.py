@@ -369,4 +369,4 @@ def test_streams_reconnect_once_the_app_has_restarted(
     expect(page.locator("#timeline path.cross").nth(2)).to_be_attached()
     start("gunicorn", port=server.port)
     expect(page.locator("#state")).to_have_text("open")
-    page.problems.clear()
+    page.expected = "Failed to load resource"

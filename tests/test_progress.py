@@ -316,4 +316,4 @@ def test_page_shows_the_end_or_why_a_request_was_refused(lesson):
     expect(message).to_have_text(UNKNOWN)
     lesson.reload()
     expect(message).to_have_text("There is no such job here.")
-    lesson.problems.clear()
+    lesson.expected = "Failed to load resource"

@@ -230,7 +230,8 @@ def test_another_server_resumes_and_stops_an_answer(
     environ = {"REDIS_URL": redis_server.url, "OPENAI_BASE_URL": upstream.url}
     first = start("gunicorn -w 1", **environ)
     other = start("flask run", **environ)
-    upstream.answer = three_steps
+    pieces = ROLE, delta("One "), PAUSE, delta("two ")
+    upstream.answer = stream(*pieces, end="silent")
     headers = {"Content_Type": "application/json"}
     with first.post("/answers", b'{"prompt": "Why?"}', **headers) as answer:
         path = answer.header("Location")

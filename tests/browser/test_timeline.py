@@ -73,7 +73,7 @@ def test_shows_connect_events_drop_attempts_reconnect_and_failure(lesson_page):
     expect(state(page)).to_have_text("failed")
     timeline(page, "^failed$").wait_for()
     expect(sentences).to_contain_text("The connection failed for good.")
-    page.problems.clear()
+    page.expected = "Failed to load resource"
 
 
 def test_names_event_types_and_shows_why_a_stream_was_refused(lesson_page):
@@ -90,7 +90,7 @@ def test_names_event_types_and_shows_why_a_stream_was_refused(lesson_page):
     wire = page.locator("#wire .wire")
     expect(wire).to_contain_text("status 400, application/json")
     expect(wire).to_contain_text("question must be text of 1 to 200")
-    page.problems.clear()
+    page.expected = "Failed to load resource"
 
 
 def test_shows_what_fetch_reads(lesson_page):
