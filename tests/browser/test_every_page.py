@@ -261,6 +261,7 @@ def test_a_lesson_works_from_the_last_row_by_keyboard_and_on_a_phone(
     press_start(page)
     rows = page.locator("#wire pre > div")
     rows.nth(1 if name in QUIET else 2).wait_for()
+    expect(page.locator(".live [aria-busy=true]")).to_have_count(0)
     press_stop(page)
 
     tab_through(page, ".live")
