@@ -206,14 +206,21 @@ STOPS = {
 }
 
 
+def children(pid: int) -> set[str]:
+    try:
+        path = Path(f"/proc/{pid}/task/{pid}/children")
+        return set(path.read_text().split())
+    except OSError:  # it has ended
+        return set()
+
+
 def signal_server(server: Server, stop: str) -> None:
     """Send the signal of `stop`. Ctrl-C reaches all processes, as usual."""
     pid = server.process.pid
     if stop == "reload":
         os.kill(pid, signal.SIGHUP)
         return
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    for one in (pid, *children.split()):
+    for one in (pid, *children(pid)):
         os.kill(int(one), signal.SIGINT)
 
 
@@ -224,13 +231,17 @@ def test_a_server_that_stops_ends_every_job(
     shared = {"REDIS_URL": redis_server.url, "FLASK_JOB_LOST_SECONDS": "600"}
     stopping = start(command, **shared)
     monkeypatch.setattr(broker, "BROKER", RedisBroker(redis_server.url))
+    pid = stopping.process.pid
     for stop in STOPS[command]:
         paths = [begin(stopping) for _ in range(6)]
+        old = children(pid)
         signal_server(stopping, stop)
         for path in paths:
             with client.get(path) as follower:
                 end = end_of(parse_events(follower.response))
             assert end == ("failed", LOST)
+        # Ctrl-C makes a worker that is already exiting log a traceback.
+        wait_until(lambda old=old: not old & children(pid))
     stopping.process.wait(60)
     assert not stopping.logged("Traceback"), "\n".join(stopping.log)
 
