@@ -267,7 +267,8 @@ class RedisServer:
 
     def _is_up(self) -> bool:
         try:
-            return self.client().ping()
+            with closing(self.client()) as client:
+                return client.ping()
         except redis.RedisError:
             return False
 
