@@ -56,6 +56,9 @@ from website.pages import texts
 
 PROJECT = Path(__file__).parent.parent
 JSON = "application/json"
+PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", 60))
+"""A wait for what must happen takes as long only if there is a fault."""
+
 VIEWPORT = {"width": 1280, "height": 720}
 BROWSERS = (
     "chromium-headless-shell",  # without windows, so at a third of the CPU time
@@ -66,7 +69,9 @@ BROWSERS = (
 )
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(
+    condition: Callable[[], object], seconds: float = PATIENCE_SECONDS
+) -> None:
     """Wait until `condition` is true. Fail if that takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -203,7 +208,7 @@ class Client:
 
     def __init__(self, port, method, path, body=None, headers=()):
         self.connection = http.client.HTTPConnection(
-            "127.0.0.1", port, timeout=60
+            "127.0.0.1", port, timeout=PATIENCE_SECONDS
         )
         names = {name.replace("_", "-"): headers[name] for name in headers}
         self.connection.request(method, path, body, names)
@@ -408,7 +413,7 @@ def browser():
     executable = need(*BROWSERS)
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=60_000)
+    expect.set_options(timeout=PATIENCE_SECONDS * 1000)
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

@@ -74,6 +74,7 @@ def run(copy: Path, *arguments: str) -> tuple[int | None, str]:
     """Run pytest in a copy. Return its exit code, if any, and its output."""
     environ = {
         "CI": "true",  # what would be skipped fails
+        "PATIENCE_SECONDS": "10",  # as most faults make a test wait in vain
         "PYTEST_XDIST_WORKER": f"gw{copy.name}",  # gets its own ports
         "PYTHONDONTWRITEBYTECODE": "1",  # bytecode could hide a fast change
     }
