@@ -63,8 +63,8 @@ def script(folder) -> str:
 def problems(page: Page, source: str, *left_out: str) -> list[list[str]]:
     """List what axe finds, or cannot judge, in light and in dark mode.
 
-    This changes the page: what is left out is removed, nothing is hidden, and
-    nothing scrolls.
+    This removes what `left_out` matches, shows what is hidden, and stops all
+    scrolling.
     """
     for selector in left_out:
         page.locator(selector).evaluate("(element) => element.remove()")

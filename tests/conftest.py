@@ -57,7 +57,7 @@ from website.pages import texts
 PROJECT = Path(__file__).parent.parent
 JSON = "application/json"
 PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", 60))
-"""A wait for what must happen takes as long only if there is a fault."""
+"""The longest wait for what must happen. Only a fault takes as long."""
 
 VIEWPORT = {"width": 1280, "height": 720}
 BROWSERS = (
@@ -527,7 +527,7 @@ def port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def online_server(command, port) -> Iterator[Server]:
-    """The app, which waits for its upstream for longer than any test."""
+    """The app. No test reaches the timeout for its upstream."""
     url = f"http://127.0.0.1:{port}/v1"
     environ = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": KEY}
     silence = {"FLASK_UPSTREAM_SILENCE_SECONDS": "300"}

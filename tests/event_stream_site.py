@@ -165,7 +165,7 @@ def check_last_ids(engine: str, evaluate: Callable) -> None:
 
 
 def _check(table: str, engine: str, found: dict, standard: dict) -> None:
-    """Check that an engine differs from the standard only as it is known to."""
+    """Check that an engine has only its known differences."""
     different = {
         name: one for name, one in found.items() if one != standard[name]
     }
@@ -176,7 +176,7 @@ def _check(table: str, engine: str, found: dict, standard: dict) -> None:
 
 
 def check_waits(engine: str, evaluate: Callable) -> None:
-    """Check that an engine never reconnects earlier than it is known to."""
+    """Check that an engine never reconnects before its known delay."""
     waits = evaluate(WAIT, ["/default", "/retry/1"])
     for found, known in zip(waits, LEAST_WAITS_MS[engine], strict=True):
         assert found >= known - CLOCK_MS

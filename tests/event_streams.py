@@ -513,7 +513,7 @@ RESPONSES = {
     "unavailable": (503, "text/event-stream", False),
 }
 
-# The ids after which a browser resumes if it ignores one without data.
+# The ids that browsers resume from if they ignore ids without data.
 RESUMED_WITHOUT = {
     "id without data": "1",
     "id and nothing else": "",
@@ -524,7 +524,7 @@ RESUMED_WITHOUT = {
     "id in Chinese": "",
     "id of invalid bytes": "",
 }
-# engine: what the cheat sheet calls the difference: table: name: what it does
+# engine: row in the cheat sheet: table: case: result
 DIFFERENCES = {
     "chromium": {
         "BOM, then LF": {"streams": {"BOM and a line end": []}},
@@ -555,7 +555,7 @@ DIFFERENCES = {
     },
 }
 
-# engine: the least time before it reconnects by default, and with retry: 1
+# engine: the shortest wait to reconnect by default, and with retry: 1
 LEAST_WAITS_MS = {
     "chromium": (3000, 0),
     "firefox": (5000, 500),

@@ -1,4 +1,4 @@
-"""Mutation check: put in one fault at a time, and expect a test to fail.
+"""Mutation check: inject one fault at a time, and expect a test to fail.
 
     python tests/faults.py                  # all faults
     python tests/faults.py sse.py static/   # those in files with such a path
@@ -56,7 +56,7 @@ def read_faults(paths: list[str]) -> list[Fault]:
 
 
 def misfits(faults: list[Fault]) -> Iterator[str]:
-    """Yield what the table says about the project that is no longer true."""
+    """Yield an error for each text or test that no longer exists."""
     for fault in faults:
         count = read(fault.file).count(fault.old)
         if count != 1:
@@ -98,7 +98,7 @@ def run(copy: Path, *arguments: str) -> tuple[int | None, str]:
 
 
 def outcome(fault: Fault, copy: Path) -> str:
-    """Put in the fault, run its test, and take the fault out again."""
+    """Inject the fault, run its test, and restore the file."""
     path = copy / fault.file
     text = path.read_text("utf-8")
     path.write_text(text.replace(fault.old, fault.new), "utf-8")

@@ -310,7 +310,7 @@ def test_a_disconnect_frees_its_slot_before_the_next_tick(start, command):
             return client.status == 101
 
     def frees_its_slot(disconnect):
-        """Try it between two ticks. A slow machine may need several tries."""
+        """Return whether it happens between ticks. Slow machines retry."""
         wait_until(lambda: is_accepted(disconnect))
         tick = newest(10)
         wait_until(lambda: is_accepted(close))

@@ -29,7 +29,7 @@ silent_in_mid_answer = stream(delta("Hello"), end="silent")
 
 @pytest.fixture
 def app(upstream, monkeypatch):
-    """The app in this process, which waits for longer than any test."""
+    """The app in this process. No test reaches its timeout."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     yield create_app({"UPSTREAM_SILENCE_SECONDS": 300})

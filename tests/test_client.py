@@ -17,7 +17,7 @@ PATH = "/stream/client?interval=0.05"
 
 @pytest.fixture
 def own():
-    """What this server sends to itself. Reconnects come immediately."""
+    """The stream that the lesson reads, with immediate reconnects."""
     first = b"retry: 0\nid: 1\ndata: a\n\n"
     second = b"id: 2\ndata: b\n\n"
     with Upstream(stream(first)) as own:

@@ -28,7 +28,7 @@ PROMPT = "/completion?prompt=Hi"
 
 @pytest.fixture
 def app(upstream, monkeypatch):
-    """The app in this process, which waits for longer than any test."""
+    """The app in this process. No test reaches its timeout."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_MODEL", "test-model")

@@ -51,7 +51,7 @@ UNKNOWN = f"There is no lesson 'nope'. The lessons are {', '.join(NAMES)}."
 
 
 class Download(Server):
-    """A download that another process runs, which asks this upstream."""
+    """A download that runs in another process and uses this upstream."""
 
     def __init__(self, runner: subprocess.Popen, folder: Path, upstream: str):
         self.port = free_port()

@@ -637,7 +637,7 @@ class Command:
             self.lines.append(line.rstrip("\n"))
 
     def interrupt(self) -> str:
-        """Press Ctrl-C. Return the standard error, once it has ended."""
+        """Press Ctrl-C, wait for exit, and return standard error."""
         self.process.send_signal(signal.SIGINT)
         with self.process:
             errors = self.process.stderr.read()

@@ -64,7 +64,7 @@ class User:
         response = self._client.get(STREAM, headers=headers, buffered=False)
         assert response.status_code == 200
         self._opened.enter_context(closing(response))
-        # An endless silence would be a fault, and not end.
+        # Limit the chunks: an endless silence would hang.
         return parse_events(islice(response.response, 300))
 
     def refused(self) -> bool:
@@ -123,7 +123,7 @@ def test_a_message_reaches_only_its_recipient_in_all_of_their_windows(
     assert message(next(bens)) == (to_ben, "Ada", "for Ben")
 
 
-def test_the_id_of_another_users_event_shows_none_of_their_events(user):
+def test_resuming_from_another_users_id_leaks_no_events(user):
     ada, ben = user("Ada"), user("Ben")
     first = ada.send("Ada", "secret")
     own = ben.send("Ben", "mine")

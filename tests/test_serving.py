@@ -222,7 +222,7 @@ def raw_response(server, request):
     return head.decode(), body
 
 
-def test_an_empty_part_is_no_chunk_and_the_body_is_closed():
+def test_sends_no_empty_chunk_and_closes_the_body():
     class Body(list):
         def close(self):
             sent.append("closed")

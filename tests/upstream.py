@@ -412,7 +412,7 @@ FAULT_OF_EACH_KIND = (
     "broken JSON",
     "broken compression",
 )
-"""Enough for a lesson, because `language_model` is tested with all faults."""
+"""Enough for a lesson: test_language_model.py tries all faults."""
 
 LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
 

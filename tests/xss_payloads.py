@@ -631,7 +631,7 @@ CONTROLS = {
         '<img srcset=",,,,,https://attacker.example/img-srcset">'
     ),
 }
-"""Payloads that work without any guard, by the trace that they leave."""
+"""Payloads that work if nothing guards the page, by their trace."""
 # Our own payloads, for guards that no published payload attacks.
 OURS = [
     '<form style="display:block;content-visibility:auto" '

@@ -97,9 +97,7 @@ def app_page(page, site, packages):
 
 
 @pytest.mark.parametrize("client", PACKAGES)
-def test_reads_every_event_and_the_end_asks_once_and_can_abort(
-    app_page, client
-):
+def test_a_client_reads_to_the_end_asks_once_and_can_abort(app_page, client):
     ask = ASK.replace("CLIENT", CLIENTS[client])
     events, closed = app_page.evaluate(ask, ['{"foo":"bar"}', None])
     asked = '{"method":"POST","headers":{},"body":{"foo":"bar"}}'

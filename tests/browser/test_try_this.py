@@ -272,7 +272,7 @@ def test_the_answer_grows_once_a_second(change):
     "delete the line `self.published.notify_all()`",
     "up to 15 seconds",
 )
-def test_a_text_that_wakes_nobody_waits_for_the_heartbeat(change, monkeypatch):
+def test_without_notify_a_text_waits_for_the_heartbeat(change, monkeypatch):
     channel = change("broadcast", "self.published.notify_all()", "").channel
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 1)
     arrived = []
@@ -410,7 +410,7 @@ def test_rare_polls_are_late_and_frequent_polls_are_empty(client):
     "It reconnects for every event",
     "gets every id",
 )
-def test_python_takes_each_pause_for_a_dead_connection(change):
+def test_python_reconnects_after_each_pause(change):
     change("client", "SILENCE_SECONDS = 15", "SILENCE_SECONDS = 0.5")
 
     def one_event(connection: Connection) -> None:

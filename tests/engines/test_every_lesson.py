@@ -139,7 +139,7 @@ def test_a_page_is_painted_while_its_slow_parts_are_still_missing(
     stop(engine)
 
 
-# What each page says after the server was killed. None: it reconnects.
+# What each page shows after the server is killed. None: it reconnects.
 CRASH = {
     "before_sse": None,
     "private": "The server rejected the stream: log in.",
@@ -170,7 +170,7 @@ SAYS = """
 
 
 def host(number: int) -> str:
-    """Return an address for a lesson, shared by at most two.
+    """Return an address that at most two lessons share.
 
     A browser opens six connections to a host. The last lesson needs them all.
     """
