@@ -11,6 +11,7 @@ block runs. None runs after QUIT or INT either. This worker follows six rules:
    reconnects. It does so only once, because twice could interrupt a `finally`.
 3. Once `alive` is false, idle connections soon stop reading, so they end.
 4. After QUIT, it waits up to QUIT_SECONDS for each `finally`. Ctrl-C sends two.
+   It never exits once `run` has ended, because `atexit` may be ending jobs.
 5. It sends each part of a stream as one chunk (RFC 9112, section 7.1), in half
    of gunicorn's CPU time. After TURN parts, it lets other greenlets run.
 6. Linux drops a client that reads or acknowledges nothing for SILENCE_MS.
@@ -18,6 +19,7 @@ block runs. None runs after QUIT or INT either. This worker follows six rules:
 """
 
 import socket
+import sys
 from contextlib import suppress
 from errno import EHOSTUNREACH, ETIMEDOUT
 from socket import IPPROTO_TCP, SHUT_RD, SHUT_RDWR
@@ -31,7 +33,8 @@ LIMITS = {"idle": LOOK_SECONDS, "request": 30.0, "stream": 0.0}
 
 
 class StreamingWorker(GeventWorker):
-    open, quitting = {}, None  # `open` maps greenlets; see `note`
+    open = {}  # maps greenlets; see `note`
+    quitting, is_running = None, True
 
     def load_wsgi(self):
         """Detect streams (1), and chunk those that gunicorn would chunk (5)."""
@@ -91,12 +94,17 @@ class StreamingWorker(GeventWorker):
 
     def handle_quit(self, sig, frame):  # (4)
         if self.quitting is None:  # a greenlet that has ended is falsy
-            self.quitting = gevent.spawn(self.quit, sig, frame)
+            self.quitting = gevent.spawn(self.quit)
 
-    def quit(self, sig, frame):
+    def quit(self):
         self.alive = False
         gevent.joinall(list(self.end_connections()), timeout=QUIT_SECONDS)
-        super().handle_quit(sig, frame)
+        if self.is_running:
+            sys.exit()
+
+    def run(self):
+        super().run()
+        self.is_running = False
 
 
 def shorten(record):  # log no traceback for a client that vanished (6)

@@ -106,7 +106,29 @@ def free_port() -> int:
             return port
 
 
-class Server:
+class Address:
+    """A port on which an app may be up, and requests to it."""
+
+    def __init__(self, port: int | None = None):
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def is_up(self) -> bool:
+        """Return whether it responds. gunicorn listens before it can."""
+        try:
+            with self.get("/no-such-page") as client:
+                return client.status > 0
+        except OSError:
+            return False
+
+    def get(self, path: str, **headers: str) -> "Client":
+        return Client(self.port, "GET", path, headers=headers)
+
+    def post(self, path: str, body: bytes = b"", **headers: str) -> "Client":
+        return Client(self.port, "POST", path, body, headers)
+
+
+class Server(Address):
     """The app in its own process, started as in the README.
 
     At the end of a `with` block it is killed. To end it as users do, stop it.
@@ -119,8 +141,7 @@ class Server:
         port: int | None = None,
         **environ: str,
     ):
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(port)
         self.log: list[str] = []
         kept = {
             name: value
@@ -139,7 +160,7 @@ class Server:
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
         try:
-            wait_until(lambda: self._is_up() or self.process.poll() is not None)
+            wait_until(lambda: self.is_up() or self.process.poll() is not None)
             assert self.process.poll() is None, "\n".join(self.log)
         except BaseException:
             self.process.kill()
@@ -158,14 +179,6 @@ class Server:
             for line in lines:
                 self.log.append(line.rstrip("\n"))
 
-    def _is_up(self) -> bool:
-        """Return whether it responds. gunicorn listens before it can."""
-        try:
-            with self.get("/no-such-page") as client:
-                return client.status > 0
-        except OSError:
-            return False
-
     def logged(self, pattern: str) -> list[str]:
         return [line for line in self.log if re.search(pattern, line)]
 
@@ -175,26 +188,25 @@ class Server:
         self.process.wait()
         self._reader.join()
 
-    def get(self, path: str, **headers: str) -> "Client":
-        return Client(self.port, "GET", path, headers=headers)
 
-    def post(self, path: str, body: bytes = b"", **headers: str) -> "Client":
-        return Client(self.port, "POST", path, body, headers)
+class LiveServer(Address):
+    """An app in a thread of this process, served as `flask run` does.
 
-
-class LiveServer(Server):
-    """An app in a thread of this process, served as `flask run` does."""
+    It runs for as long as the `with` block.
+    """
 
     def __init__(self, app):
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__()
         self._server = make_server("127.0.0.1", self.port, app, threaded=True)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=[0.01]
         )
-        self._thread.start()
 
-    def stop(self) -> None:
+    def __enter__(self) -> "LiveServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -368,9 +380,8 @@ def client(app):
 
 @pytest.fixture
 def live(app) -> Iterator[LiveServer]:
-    running = LiveServer(app)
-    yield running
-    running.stop()
+    with LiveServer(app) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -427,7 +438,7 @@ def browser():
 def new_page(browser):
     """Open a page that records the errors and warnings in its console."""
     page = browser.new_context().new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(PATIENCE_SECONDS * 1000)
     page.problems, page.expected = [], ""
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on(

@@ -4,11 +4,11 @@
 site, and returns its result.
 """
 
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from conftest import LiveServer
 from event_streams import (
     DIFFERENCES,
     ENCODED,
@@ -17,7 +17,6 @@ from event_streams import (
     RESPONSES,
     STREAMS,
 )
-from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 CASES = STREAMS | {
@@ -124,13 +123,8 @@ def serve_case(request: Request) -> Response:
 def event_stream_site() -> Iterator[str]:
     """Run the site. Yield its URL."""
     sent.clear()
-    server = make_server("127.0.0.1", 0, serve_case, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}/"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with LiveServer(serve_case) as server:
+        yield f"{server.url}/"
 
 
 def check_streams(engine: str, evaluate: Callable) -> None:

@@ -18,8 +18,7 @@ from conftest import (
     JSON,
     NAMES,
     PROJECT,
-    Server,
-    free_port,
+    Address,
     media_type,
     wait_until,
 )
@@ -50,15 +49,14 @@ SEVERAL = ("batch", "six_connections", "client")
 UNKNOWN = f"There is no lesson 'nope'. The lessons are {', '.join(NAMES)}."
 
 
-class Download(Server):
+class Download(Address):
     """A download that runs in another process and uses this upstream."""
 
     def __init__(self, runner: subprocess.Popen, folder: Path, upstream: str):
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__()
         runner.stdin.write(f"{folder} {self.port} {upstream}\n")
         runner.stdin.flush()
-        wait_until(self._is_up)
+        wait_until(self.is_up)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ BUDGETS = {
     "language_model": 170,
     "growing_markdown": 270,
     "gunicorn.conf": 60,
-    "streaming_worker": 120,
+    "streaming_worker": 130,
 }
 COPIES = {
     "clock": 355,

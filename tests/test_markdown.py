@@ -205,10 +205,9 @@ BAD_LINKS = [
 @pytest.fixture
 def quick(page):
     """The lesson's page, with an offline model that does not pause."""
-    server = LiveServer(create_app({"OFFLINE_WORD_SECONDS": 0}))
-    page.goto(f"{server.url}/demos/markdown")
-    yield page
-    server.stop()
+    with LiveServer(create_app({"OFFLINE_WORD_SECONDS": 0})) as server:
+        page.goto(f"{server.url}/demos/markdown")
+        yield page
 
 
 def test_page_shows_rich_text_but_runs_nothing(quick):

@@ -456,9 +456,7 @@ def test_a_page_of_another_origin_listens_with_a_header_or_a_ticket(
     with ExitStack() as running:
 
         def serve(app: Flask) -> str:
-            server = LiveServer(app)
-            running.callback(server.stop)
-            return server.url
+            return running.enter_context(LiveServer(app)).url
 
         origin = serve(own)
         api = serve(program(app=origin))

@@ -800,7 +800,8 @@ def test_clients_of_two_instances_get_each_event_once_and_in_order(
         job.result()
     notify_all(instances, own_redis, ["end"])
     stored = stored_in(own_redis)
-    assert [text for _, text in stored] == texts
+    # A text is stored twice if Redis dies before it replies.
+    assert [*dict.fromkeys(text for _, text in stored)] == texts
     for reader in readers:
         reader.join(60)
         assert reader.connections > 3

@@ -84,9 +84,8 @@ FETCH_PAGE = """
 @pytest.fixture(scope="module")
 def model() -> Iterator[Server]:
     """The app with a fast offline model that sends word by word."""
-    running = Server("gunicorn", FLASK_OFFLINE_WORD_SECONDS="0.005")
-    yield running
-    running.stop()
+    with Server("gunicorn", FLASK_OFFLINE_WORD_SECONDS="0.005") as running:
+        yield running
 
 
 @pytest.fixture

@@ -75,9 +75,8 @@ def own_app(flask_lines, tmp_path):
     """A server that runs the Flask lines as an app."""
     (tmp_path / "shown.py").write_text(APP + flask_lines, "utf-8")
     command = "flask --app shown run"
-    running = Server(command, tmp_path, PYTHONPATH=str(PROJECT))
-    yield running
-    running.stop()
+    with Server(command, tmp_path, PYTHONPATH=str(PROJECT)) as running:
+        yield running
 
 
 def test_its_flask_lines_stream(flask_lines, own_app):

@@ -146,13 +146,12 @@ IS_OPEN = "() => document.activeElement.parentElement.open"
 @pytest.fixture(scope="module")
 def site():
     """The app, with a model that does not pause."""
-    running = Server(
+    with Server(
         "flask run",
         FLASK_OFFLINE_WORD_SECONDS="0",
         FLASK_TRUSTED_HOSTS="pi.test",
-    )
-    yield running
-    running.stop()
+    ) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -36,13 +36,12 @@ SPECULATED = ("prefetch", "prerender")
 
 @pytest.fixture
 def lan_server(upstream) -> Iterator[Server]:
-    running = Server(
+    with Server(
         "flask run",
         OPENAI_BASE_URL=upstream.url,
         FLASK_TRUSTED_HOSTS="ours.test",
-    )
-    yield running
-    running.stop()
+    ) as running:
+        yield running
 
 
 @pytest.fixture

@@ -55,9 +55,8 @@ IS = "(word) => document.querySelector('#state').textContent === word"
 @pytest.fixture(scope="module")
 def site():
     """The app, with pages that record their own errors."""
-    running = Server(APP)
-    yield running
-    running.stop()
+    with Server(APP) as running:
+        yield running
 
 
 def start(engine) -> None:
