@@ -144,7 +144,6 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
         controller.enqueue(chunk);
       },
       flush: () => end(connection, "ended"),
-      cancel: (error) => end(connection, error ? "failed" : "closed"),
     }));
     return new Response(body, response);
   }
