@@ -674,7 +674,7 @@ def test_page_shows_the_answer_or_why_there_is_none_and_can_stop(
     upstream.answer = FAULTS["401"].answer
     press(page, "Ask")
     expect_end(page, "\n\nIncorrect API key provided.")
-    page.expected = "401"
+    page.expected = "the server responded with a status of"
 
     upstream.answer = stream(delta("Hello"), end="silent")
     press(page, "Ask")
@@ -682,3 +682,17 @@ def test_page_shows_the_answer_or_why_there_is_none_and_can_stop(
     press(page, "Stop")
     expect_end(page, "Hello")
     wait_until(upstream.connections[-1].disconnected.is_set)
+
+    answers = [
+        {"status": 502, "body": "<h1>Bad gateway</h1>"},
+        {"body": delta("Hi")},
+        {"body": delta("Hi") + FINISH},
+    ]
+    page.route("**/v1/*/*", lambda route: route.fulfill(**answers.pop()))
+    for text in (
+        "Hi",
+        "Hi\n\nThe answer broke off.",
+        "\n\nThe server answered 502.",
+    ):
+        press(page, "Ask")
+        expect_end(page, text)
