@@ -593,11 +593,13 @@ def test_the_command_prints_immediately_and_exits_on_ctrl_c(upstream):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        for line in ("1 message a\n", "1 message b\n"):
-            wait_until(lambda: select([process.stdout], [], [], 0)[0])
-            assert process.stdout.readline() == line
-            upstream.connections[0].close()
-        process.send_signal(signal.SIGINT)
+        try:
+            for line in ("1 message a\n", "1 message b\n"):
+                wait_until(lambda: select([process.stdout], [], [], 0)[0])
+                assert process.stdout.readline() == line
+                upstream.connections[0].close()
+        finally:
+            process.send_signal(signal.SIGINT)
         errors = process.stderr.read()
     assert errors == "Reconnecting in 0.1 s: ProtocolError\n\n"
 
