@@ -48,6 +48,7 @@ from upstream import HELLO, KEY, Upstream, reserved_port, stream
 from werkzeug.serving import make_server
 
 import broker
+import language_model
 import redis_broker
 import sse
 from app import create_app
@@ -376,6 +377,15 @@ def app():
 @pytest.fixture
 def client(app):
     return app.test_client()
+
+
+@pytest.fixture
+def online_app(upstream, monkeypatch):
+    """The app in this process. No test reaches its timeout for `upstream`."""
+    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    yield create_app({"UPSTREAM_SILENCE_SECONDS": 300})
+    language_model.session.close()
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from upstream import (
 )
 
 import background
-import language_model
 from app import create_app
 from checks import FOREIGN
 from event_source import ReceivedEvent, parse_events
@@ -35,12 +34,8 @@ three_steps = stream(
 
 
 @pytest.fixture
-def app(upstream, monkeypatch):
-    """The app in this process, with an upstream."""
-    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield create_app()
-    language_model.session.close()
+def app(online_app):
+    return online_app
 
 
 def summary(events) -> list[tuple[str, str]]:
