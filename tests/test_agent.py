@@ -244,11 +244,10 @@ def test_asks_at_most_five_times(client, upstream):
 
 
 def test_get_time_returns_the_time_in_a_time_zone():
-    for zone in ("Asia/Tokyo", "America/New_York", "Asia/Kolkata"):
-        before = datetime.now(ZoneInfo(zone))
-        found = agent.run("get_time", json.dumps({"time_zone": zone}))
-        after = datetime.now(ZoneInfo(zone))
-        assert found in (f"{before:%H:%M}", f"{after:%H:%M}")
+    before = datetime.now(ZoneInfo("Asia/Kolkata"))
+    found = agent.run("get_time", '{"time_zone": "Asia/Kolkata"}')
+    after = datetime.now(ZoneInfo("Asia/Kolkata"))
+    assert found in (f"{before:%H:%M}", f"{after:%H:%M}")
 
 
 def test_an_error_is_a_result_that_the_model_can_read():
