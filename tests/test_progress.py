@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Client, Server, wait_until, without_comments
+from conftest import Server, wait_until, without_comments
 from playwright.sync_api import Page, expect
 
 import background
@@ -176,32 +176,28 @@ def newest_id(path: str) -> str:
     return broker.newest(path.removeprefix("/").replace("/", ":")).id
 
 
-def events_of(client: Client):
-    return parse_events(client.chunks())
-
-
 def test_clients_get_an_end_after_a_server_was_killed(
-    start, redis_server, monkeypatch
+    start, client, redis_server, monkeypatch
 ):
     monkeypatch.setattr(broker, "BROKER", RedisBroker(redis_server.url))
-    shared = {"REDIS_URL": redis_server.url, "FLASK_JOB_LOST_SECONDS": "1"}
-    dying = start("flask run", **shared)
-    other = start("gunicorn -w 1", **shared)
+    monkeypatch.setattr(background, "LOST_SECONDS", 1)
+    dying = start("flask run", REDIS_URL=redis_server.url)
     first, second = begin(dying), begin(dying)
-    with other.get(first) as follower, dying.get(second) as disconnected:
-        events = events_of(follower)
+    with client.get(first) as follower, dying.get(second) as disconnected:
+        events = parse_events(follower.response)
         read_until_done(events, 2)
-        read_until_done(events_of(disconnected), 2)
+        read_until_done(parse_events(disconnected.chunks()), 2)
         dying.process.kill()
         dying.process.wait()
-        # This client had every event, and reconnects to the other server.
-        with other.get(second, Last_Event_ID=newest_id(second)) as back:
-            assert end_of(events_of(back)) == ("failed", LOST)
+        # This client had every event, and reconnects to this process.
+        last = {"Last-Event-ID": newest_id(second)}
+        with client.get(second, headers=last) as back:
+            assert end_of(parse_events(back.response)) == ("failed", LOST)
         assert end_of(events) == ("failed", LOST)
 
 
 STOPS = {
-    "gunicorn -w 2": ("reload", "Ctrl-C"),
+    "gunicorn -w 1": ("reload", "Ctrl-C"),
     "flask run": ("Ctrl-C",),
 }
 

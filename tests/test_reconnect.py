@@ -185,7 +185,7 @@ def test_the_browser_reconnects_after_a_drop_but_not_after_a_failure(
     live, page
 ):
     page.goto(f"{live.url}/demos/reconnect")
-    begin(page, AGAIN, retry="0", drop_after="100")
+    begin(page, AGAIN, retry="100", drop_after="100")
     wait_for_event(page, 1)
     page.evaluate("window.first = source")
     for drop, status in (("end", "200"), ("cut", "200"), ("end", "301")):

@@ -1,8 +1,9 @@
 import json
 import re
+from collections.abc import Iterator
 
 import pytest
-from conftest import Client, Server, read_until, wait_until, without_comments
+from conftest import read_until, wait_until, without_comments
 from playwright.sync_api import Page, expect
 from upstream import (
     DONE,
@@ -17,9 +18,11 @@ from upstream import (
 )
 
 import background
+import broker
 from app import create_app
 from checks import FOREIGN
-from event_source import ReceivedEvent, parse_events
+from event_source import parse_events
+from redis_broker import RedisBroker
 
 WRONG_PROMPT = "prompt must be text of 1 to 4000 characters."
 STOPPED = "The job was stopped."
@@ -208,36 +211,34 @@ def test_foreign_pages_are_refused_even_if_answers_are_free(
 # Two servers
 
 
-def until(
-    server: Server, path: str, text: str, **headers: str
-) -> ReceivedEvent:
-    """Read until this text arrives, disconnect, and return its event."""
-    with server.get(path, **headers) as client:
-        for one in parse_events(client.chunks()):
-            if summary([one]) == [("message", text)]:
-                return one
+def until(chunks: Iterator[bytes], text: str) -> str:
+    """Read until this text arrives, and return the id of its event."""
+    for one in parse_events(chunks):
+        if summary([one]) == [("message", text)]:
+            return one.id
     raise AssertionError("the stream ended too early")
 
 
 def test_another_server_resumes_and_stops_an_answer(
-    start, redis_server, upstream
+    start, client, redis_server, upstream, monkeypatch
 ):
     environ = {"REDIS_URL": redis_server.url, "OPENAI_BASE_URL": upstream.url}
     first = start("gunicorn -w 1", **environ)
-    other = start("flask run", **environ)
+    monkeypatch.setattr(broker, "BROKER", RedisBroker(redis_server.url))
     pieces = ROLE, delta("One "), PAUSE, delta("two ")
     upstream.answer = stream(*pieces, end="silent")
     headers = {"Content_Type": "application/json"}
     with first.post("/answers", b'{"prompt": "Why?"}', **headers) as answer:
         path = answer.header("Location")
-    last = until(first, path, "One ")
+    with first.get(path) as reader:
+        last = until(reader.chunks(), "One ")
     upstream.resume()
-    last = until(other, path, "two ", Last_Event_ID=last.id)
-    with Client(other.port, "DELETE", path) as answer:
-        assert answer.status == 204
+    with client.get(path, headers={"Last-Event-ID": last}) as response:
+        last = until(response.response, "two ")
+    assert client.delete(path).status_code == 204
     wait_until(upstream.connections[0].disconnected.is_set)
-    with first.get(path, Last_Event_ID=last.id) as client:
-        rest = summary(parse_events(client.chunks()))
+    with first.get(path, Last_Event_ID=last) as reader:
+        rest = summary(parse_events(reader.chunks()))
     assert rest == [("failed", STOPPED)]
     assert len(upstream.requests) == 1
 
