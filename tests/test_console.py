@@ -58,16 +58,6 @@ def test_sends_exactly_these_bytes():
     )
 
 
-def test_stderr_has_its_own_event_type():
-    *lines, end = shell("echo out; echo err >&2")
-    assert sorted(lines) == [("stderr", "err"), ("stdout", "out")]
-    assert end == ("exit", 0)
-
-
-def test_the_exit_code_of_a_killed_program_is_its_signal():
-    assert shell("kill -9 $$") == [("exit", -9)]
-
-
 @pytest.mark.parametrize(
     ("script", "lines"),
     [
@@ -252,14 +242,9 @@ def threads(pids: set[int]) -> int:
     return sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids)
 
 
-@pytest.mark.parametrize(
-    "command", ["flask --app programs run", "gunicorn programs:app"]
-)
-def test_disconnects_leave_no_process_and_no_thread_behind(
-    command, start, tmp_path
-):
+def test_disconnects_leave_no_process_and_no_thread_behind(start, tmp_path):
     (tmp_path / "programs.py").write_text(APP.format(programs=PROGRAMS))
-    server = start(command, PYTHONPATH=str(tmp_path))
+    server = start("gunicorn programs:app", PYTHONPATH=str(tmp_path))
     mark = f"PYTHONPATH={tmp_path}"
     own = processes(mark)
     before = threads(own)

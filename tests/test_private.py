@@ -120,17 +120,6 @@ def test_a_message_reaches_only_its_recipient_in_all_of_their_windows(
     assert message(next(bens)) == (to_ben, "Ada", "for Ben")
 
 
-def test_resuming_from_another_users_id_leaks_no_events(user):
-    ada, ben = user("Ada"), user("Ben")
-    first = ada.send("Ada", "secret")
-    own = ben.send("Ben", "mine")
-    events = ben.open(first)
-    assert next(events).event == "reset"
-    assert message(next(events)) == (own, "Ben", "mine")
-    live = ada.send("Ben", "live")
-    assert message(next(events)) == (live, "Ada", "live")
-
-
 def test_a_name_may_contain_any_character(store, user):
     for name in ("x", " ", "Ada'", "a/b:c", "\U0001f600" * 40, "\ud800", "\0"):
         one = user(name)
@@ -144,15 +133,6 @@ def test_a_name_may_contain_any_character(store, user):
 
 def test_without_a_login_the_answer_is_401_in_json(user):
     assert user().refused()
-
-
-def test_rejects_a_forged_cookie(user):
-    thief, cookie = user(), user("Ada").cookie
-    for place in (5, cookie.rindex(".") + 1):  # in content and signature
-        other = "A" if cookie[place] != "A" else "B"
-        forged = f"{cookie[:place]}{other}{cookie[place + 1 :]}"
-        thief.copy_cookie(forged)
-        assert thief.refused()
 
 
 def test_scripts_cannot_read_the_cookie_and_other_sites_cannot_send_it(client):

@@ -11,7 +11,6 @@ from playwright.sync_api import Page, expect
 
 import background
 import broker
-from checks import FOREIGN
 from demos import progress
 from demos.progress import STEP_SECONDS, work
 from event_source import parse_events
@@ -147,18 +146,6 @@ def test_other_bodies_are_refused(post):
             status,
             {"error": sentence},
         ), body
-
-
-def test_no_page_of_another_site_starts_stops_or_follows_a_job(client, post):
-    foreign = {"Sec-Fetch-Site": "cross-site"}
-    path = post(b'{"steps": 1}').headers["Location"]
-    for answer in (
-        post(b'{"steps": 1}', **foreign),
-        client.delete(path, headers=foreign),
-        client.get(path, headers=foreign),
-    ):
-        assert (answer.status_code, answer.json) == (403, {"error": FOREIGN})
-    assert end_of(parse_events([client.get(path).data])) == ("finished", 1)
 
 
 # Processes that end

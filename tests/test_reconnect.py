@@ -209,15 +209,21 @@ def test_the_browser_reconnects_after_a_drop_but_not_after_a_failure(
     expect_problems(page, UNAVAILABLE, WRONG_TYPE)
 
 
-@pytest.fixture
-def timed(browser, live) -> Iterator[Page]:
-    """A page whose timers run only when the test runs them."""
+@pytest.fixture(scope="module")
+def paused_page(browser) -> Iterator[Page]:
     page = new_page(browser)
     page.clock.install(time=datetime(2026, 1, 1))
     page.clock.pause_at(datetime(2026, 1, 2))
-    page.goto(f"{live.url}/demos/reconnect")
     yield page
     page.context.close()
+
+
+@pytest.fixture
+def timed(paused_page, live) -> Iterator[Page]:
+    """A page whose timers run only when the test runs them."""
+    paused_page.goto(f"{live.url}/demos/reconnect")
+    yield paused_page
+    paused_page.goto("about:blank")
 
 
 def expect_new_source_after(page: Page, ms: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from conftest import read_until, wait_until, without_comments
+from conftest import JSON, read_until, wait_until, without_comments
 from flask import Flask
 from playwright.sync_api import expect
 from upstream import (
@@ -32,7 +32,6 @@ from upstream import (
 
 import language_model
 from app import create_app
-from checks import FOREIGN
 from demos import relay
 from sse import keep_alive
 
@@ -232,30 +231,14 @@ def test_an_answer_that_is_neither_json_nor_a_stream_is_not_relayed(
 
 
 def test_only_a_status_that_clients_expect_is_relayed(client, upstream):
-    for status in (201, 204, 302, 399, 600, 999):
-        upstream.answer = page(b"{}", f"{status} Whatever")
+    location = "Location: /elsewhere"  # which is not followed
+    statuses = 201, 204, 302, 399, 600, 999
+    for status in statuses:
+        upstream.answer = page(b"{}", f"{status} Whatever", JSON, location)
         response = client.post(PATH, json=CHAT)
         sentence = f"The language model returned {status}."
         check_error(response, 502, sentence)
-
-
-def test_a_redirect_is_not_followed(client, upstream):
-    upstream.answer = FAULTS["redirects"].answer
-    response = client.post(PATH, json=CHAT)
-    assert response.status_code == 502
-    assert "Location" not in response.headers
-    assert len(upstream.requests) == 1
-
-
-def test_no_answer_is_502(client, upstream, monkeypatch):
-    sentence = "The language model is unreachable."
-    for name in ("hangs up", "does not speak HTTP"):
-        upstream.answer = FAULTS[name].answer
-        for body in (STREAMED, CHAT):
-            check_error(client.post(PATH, json=body), 502, sentence)
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    check_error(client.post(PATH, json=STREAMED), 502, sentence)
-    check_error(client.get("/v1/models"), 502, sentence)
+    assert len(upstream.requests) == len(statuses)
 
 
 def test_silence_before_an_answer_is_504(client, upstream, monkeypatch):
@@ -427,26 +410,6 @@ def test_a_body_without_a_chat_is_400(client, upstream):
     assert upstream.requests == []
 
 
-def test_a_foreign_page_gets_403_unless_the_model_is_free(
-    client, upstream, monkeypatch
-):
-    def ask_from_elsewhere(client):
-        headers = {"Sec-Fetch-Site": "cross-site"}
-        yield client.post(PATH, json=STREAMED, headers=headers)
-        yield client.get("/v1/models", headers=headers)
-
-    for response in ask_from_elsewhere(client):
-        check_error(response, 403, FOREIGN)
-        assert "Access-Control-Allow-Origin" not in response.headers
-    assert upstream.requests == []
-    monkeypatch.delenv("OPENAI_BASE_URL")
-    monkeypatch.delenv("OPENAI_API_KEY")
-    client = create_app({"OFFLINE_WORD_SECONDS": 0}).test_client()
-    for response in ask_from_elsewhere(client):
-        assert response.status_code == 200
-        assert response.headers["Access-Control-Allow-Origin"] == "*"
-
-
 def chat_of(size: int) -> bytes:
     """Return a chat whose JSON has exactly this many bytes."""
     body = json.dumps(CHAT | {"model": "a", "stream": False}).encode()
@@ -516,12 +479,8 @@ def writes_without_end(connection):
 
 @pytest.mark.parametrize(
     "answer",
-    [
-        stream(end="silent"),
-        stream(delta("Hello"), end="silent"),
-        writes_without_end,
-    ],
-    ids=["after headers", "in mid-answer", "while it writes"],
+    [stream(end="silent"), writes_without_end],
+    ids=["after headers", "while it writes"],
 )
 def test_a_disconnect_closes_the_connection_to_the_upstream(
     client, upstream, answer, monkeypatch
