@@ -2,7 +2,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 import pytest
 from conftest import read_until, wait_until, without_comments
@@ -139,13 +139,6 @@ def test_publishing_wakes_every_client_that_waits(monkeypatch):
         assert waiting(channel) == 0
         expected = f"id: {id}\ndata: a\n\n".encode()
         assert {one.result() for one in received} == {expected}
-
-
-def test_a_client_that_closes_leaves_nothing_behind(quiet_channel):
-    for _ in range(3):
-        with closing(quiet_channel.subscribe(None)) as events:
-            assert next(events) is None
-    assert waiting(quiet_channel) == 0
 
 
 # The requests

@@ -45,15 +45,6 @@ def test_a_disconnect_logs_the_clean_up_with_its_ticks(server):
     wait_until(lambda: ticks() >= 3)
 
 
-def test_refuses_another_language(client):
-    for lang in ("", "de", "EN"):
-        response = client.get(f"/sse?lang={lang}")
-        assert response.status_code == 400
-        assert response.json["error"] == (
-            f"lang must be en or zh, got {lang!r}."
-        )
-
-
 def test_page_opens_before_the_first_tick_and_shows_it_in_chinese(
     live, page, monkeypatch
 ):

@@ -52,15 +52,6 @@ def ready(monkeypatch) -> dict[str, threading.Event]:
     return ready
 
 
-def test_a_part_is_sent_as_soon_as_it_is_ready(ready):
-    page = html.page("")
-    assert next(page) == beginning(PARTS)
-    for name in ("weather", "mail", "trains"):
-        ready[name].set()
-        assert next(page) == part(name, f"{name}!") + "\n"
-    assert list(page) == []
-
-
 def test_the_page_starts_with_enough_text_for_webkit_to_paint():
     with closing(html.page("", dict.fromkeys(PARTS, 0))) as page:
         body = next(page).partition("</title>")[2]
@@ -87,13 +78,6 @@ def test_the_text_of_a_part_is_escaped(monkeypatch):
     assert page == beginning(["one"]) + part(
         "one", "&lt;img src=x onerror=&#34;alert(1)&#34;&gt; &amp; more"
     )
-
-
-def test_a_page_writes_while_it_waits_to_notice_a_disconnect():
-    page = html.page("", {"slow": 60})
-    assert next(page) == beginning(["slow"])
-    assert next(page) == "\n"
-    page.close()
 
 
 def test_work_and_threads_end_with_the_page(caplog):
@@ -135,14 +119,6 @@ def test_a_disconnect_stops_the_work(server):
         return stopped in server.log[before:]
 
     wait_until(is_noticed_before_the_end_of_the_work)
-
-
-def test_an_unknown_name_of_a_part_is_refused(client):
-    response = client.get("/stream/html?fail=nope")
-    assert response.status_code == 400
-    assert response.json == {
-        "error": "fail must be one of trains, weather, mail, got 'nope'."
-    }
 
 
 def ids(parts) -> list[str]:

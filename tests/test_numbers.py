@@ -33,22 +33,6 @@ def test_resumes_after_the_last_event_id(client):
             assert take(response, 1)[0].id == first
 
 
-def test_refuses_an_interval_out_of_range(client):
-    for interval in ("0.009", "10.1"):
-        response = client.get(f"{PATH}?interval={interval}")
-        assert response.status_code == 400
-        assert response.json["error"] == (
-            f"interval must be a number from 0.01 to 10, got {interval!r}."
-        )
-
-
-def test_a_cut_ends_the_stream_at_its_next_tick(client):
-    with client.get(f"{PATH}?interval=0.01") as response:
-        take(response, 1)
-        assert client.post(f"{PATH}/cut").status_code == 204
-        assert list(response.response) == []
-
-
 def test_page_shows_no_gap_after_its_connection_was_cut(
     live, page, monkeypatch
 ):

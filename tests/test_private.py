@@ -131,10 +131,6 @@ def test_a_name_may_contain_any_character(store, user):
 # Without a login
 
 
-def test_without_a_login_the_answer_is_401_in_json(user):
-    assert user().refused()
-
-
 def test_scripts_cannot_read_the_cookie_and_other_sites_cannot_send_it(client):
     answer = client.post("/login", json={"name": "Ada"})
     name, *attributes = answer.headers["Set-Cookie"].split("; ")
@@ -273,10 +269,6 @@ def test_a_rejected_request_changes_nothing(client):
         answer = client.post(path, json=body, headers=headers)
         assert answer.status_code == 403
     assert newest(private.channel_of("Ada")) is None
-
-
-def test_a_logout_without_a_login_is_not_an_error(client):
-    assert client.post("/logout").status_code == 204
 
 
 def test_sends_exactly_these_bytes(user):

@@ -479,8 +479,8 @@ def writes_without_end(connection):
 
 @pytest.mark.parametrize(
     "answer",
-    [stream(end="silent"), writes_without_end],
-    ids=["after headers", "while it writes"],
+    [stream(delta("Hello"), end="silent"), writes_without_end],
+    ids=["in silence", "while it writes"],
 )
 def test_a_disconnect_closes_the_connection_to_the_upstream(
     client, upstream, answer, monkeypatch
@@ -494,7 +494,7 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     monkeypatch.setattr(relay, "keep_alive", keep)
     upstream.answer = answer
     with client.post(PATH, json=STREAMED) as response:
-        next(iter(response.response))
+        read_until(response.response, b"Hello")
         (connection,) = upstream.connections
         assert not connection.disconnected.is_set()
     wait_until(connection.disconnected.is_set)
