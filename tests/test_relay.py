@@ -8,14 +8,12 @@ from conftest import JSON, read_until, wait_until, without_comments
 from flask import Flask
 from playwright.sync_api import expect
 from upstream import (
-    BAD_EVENTS,
     BYTE_FAULTS,
     CUT_FAULTS,
     DONE,
     FAULTS,
     FINISH,
     FRAMINGS,
-    HARMLESS,
     HELLO,
     KEY,
     PAUSE,
@@ -131,10 +129,7 @@ def test_an_event_stream_is_relayed_byte_for_byte(client, upstream, framing):
     assert without_comments(response.data) == odd + b"".join(HELLO)
 
 
-@pytest.mark.parametrize(
-    "content_type",
-    ["application/json", "application/octet-stream", "text/html", None],
-)
+@pytest.mark.parametrize("content_type", ["application/json", None])
 def test_a_stream_with_another_content_type_is_relayed_immediately(
     client, upstream, content_type
 ):
@@ -165,15 +160,6 @@ def test_the_list_of_models_is_relayed(client, upstream):
     (request,) = upstream.requests
     assert (request.method, request.path) == ("GET", "/v1/models")
     assert request.headers.get_all("Authorization") == [f"Bearer {KEY}"]
-
-
-def test_unusual_and_bad_events_are_relayed_unchanged(relayed):
-    bad = [
-        (delta("Hello"), bad, b"\n\n", FINISH, DONE)
-        for bad, _ in BAD_EVENTS.values()
-    ]
-    for pieces in (*HARMLESS.values(), *bad):
-        assert relayed(stream(*pieces)) == b"".join(pieces)
 
 
 def test_comments_are_sent_only_between_events(client, upstream, monkeypatch):
@@ -309,21 +295,6 @@ def test_text_that_looks_like_an_end_does_not_complete_an_answer(relayed):
         b": data: [DONE]\n\n",
     ):
         assert relayed(stream(ROLE, last)) == ROLE + last + BROKEN_OFF
-
-
-@pytest.mark.parametrize("framing", FRAMINGS)
-def test_json_that_breaks_off_is_502(client, upstream, framing):
-    upstream.answer = stream(
-        COMPLETION[:50],
-        framing=framing,
-        end="cut",
-        content_type="application/json",
-    )
-    response = client.post(PATH, json=CHAT)
-    # Without a length, only a JSON parser notices that a body is incomplete.
-    is_silent = framing == "close"
-    sentence = NO_JSON if is_silent else language_model.BROKEN_OFF
-    check_error(response, 502, sentence)
 
 
 def test_a_response_that_is_too_large_is_502(client, upstream, monkeypatch):
