@@ -14,8 +14,6 @@ from demos import console
 from demos.console import READ_BYTES, run
 from sse import Event
 
-FLOOD_BYTES = 20_000_000
-ENDLESS = ["sleep", "1000"]
 # It lives for longer than a test waits, but ends even if nothing kills it.
 STUBBORN = """
 trap '' TERM INT HUP

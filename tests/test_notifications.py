@@ -16,7 +16,6 @@ from sse import Event
 STREAM = "/stream/notifications"
 NO_TEXT = "text must be text of 1 to 500 characters."
 NO_LEVEL = "level must be one of info, warning, alert."
-DOWN = "Redis is not available. Try again in a few seconds."
 MARKUP = "<img src=x onerror=alert(1)><b>&amp;"
 
 

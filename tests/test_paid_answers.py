@@ -1,7 +1,4 @@
-"""What the lessons have in common that ask a model for each request.
-
-Each answer costs money, so they also must not ask twice, and must stop.
-"""
+"""The lessons that ask a model for each request, which costs money."""
 
 import re
 from urllib.parse import quote
@@ -33,7 +30,7 @@ LESSONS = {
         FAILED,
     ),
 }
-"""Each lesson's stream, and its bytes for Hello and for a fault, without ids"""
+"""Each lesson's URL, and its bytes for "Hello" and a fault, without ids."""
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from redis_broker import RedisBroker
 from sse import Event
 
 SYMBOLS = ["ALFA", "BRVO", "CHLI", "DLTA", "ECHO"]
-ALL = "/stream/prices?interval=0.01"
 RESET = Event(GAP, event="reset", id=BEGIN)
 COLORS = [0x3B82F6, 0xD97706, 0x16A34A, 0xDB2777, 0x8B5CF6]
 

@@ -458,8 +458,9 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
 ):
     kept = []  # so that only `close` ends the generator
 
-    def keep(*arguments):
-        kept.append(keep_alive(*arguments))
+    def keep(events, seconds, interrupt):
+        assert seconds <= 1  # tokens cost money
+        kept.append(keep_alive(events, seconds, interrupt))
         return kept[0]
 
     monkeypatch.setattr(relay, "keep_alive", keep)
