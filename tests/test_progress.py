@@ -169,6 +169,7 @@ def test_clients_get_an_end_after_a_server_was_killed(
         with client.get(second, headers=last) as back:
             assert end_of(parse_events(back.response)) == ("failed", LOST)
         assert end_of(events) == ("failed", LOST)
+    wait_until(lambda: not background._watched)
 
 
 STOPS = {
@@ -213,6 +214,7 @@ def test_a_server_that_stops_ends_every_job(
             assert end == ("failed", LOST)
         # Ctrl-C makes a worker that is already exiting log a traceback.
         wait_until(lambda old=old: not old & children(pid))
+    wait_until(lambda: not background._watched)
     stopping.process.wait(60)
     assert not stopping.logged("Traceback"), "\n".join(stopping.log)
 

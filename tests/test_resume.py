@@ -207,6 +207,7 @@ def test_another_server_resumes_and_stops_an_answer(
     with first.get(path, Last_Event_ID=last) as reader:
         rest = summary(parse_events(reader.chunks()))
     assert rest == [("failed", STOPPED)]
+    wait_until(lambda: not background._watched)
     assert len(upstream.requests) == 1
 
 
