@@ -47,6 +47,7 @@ import redis
 from upstream import HELLO, KEY, Upstream, reserved_port, stream
 from werkzeug.serving import make_server
 
+import background
 import broker
 import language_model
 import redis_broker
@@ -419,6 +420,17 @@ def store(request, monkeypatch, app) -> None:
         server.client().flushall()
         new = redis_broker.RedisBroker(server.url)
         monkeypatch.setattr(broker, "BROKER", new)
+
+
+@pytest.fixture
+def in_redis(monkeypatch, app, redis_server) -> Iterator[str]:
+    """Share the lessons' channels with servers that have this URL."""
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)  # threads end soon
+    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
+    new = redis_broker.RedisBroker(redis_server.url)
+    monkeypatch.setattr(broker, "BROKER", new)
+    yield redis_server.url
+    wait_until(lambda: not background._watched)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import broker
 from demos import progress
 from demos.progress import STEP_SECONDS, work
 from event_source import parse_events
-from redis_broker import RedisBroker
 from sse import Event
 
 LOST = {"error": background.LOST}
@@ -152,11 +151,10 @@ def newest_id(path: str) -> str:
 
 
 def test_clients_get_an_end_after_a_server_was_killed(
-    start, client, redis_server, monkeypatch
+    start, client, in_redis, monkeypatch
 ):
-    monkeypatch.setattr(broker, "BROKER", RedisBroker(redis_server.url))
     monkeypatch.setattr(background, "LOST_SECONDS", 1)
-    dying = start("flask run", REDIS_URL=redis_server.url)
+    dying = start("flask run", REDIS_URL=in_redis)
     first, second = begin(dying), begin(dying)
     with client.get(first) as follower, dying.get(second) as disconnected:
         events = parse_events(follower.response)
@@ -169,7 +167,6 @@ def test_clients_get_an_end_after_a_server_was_killed(
         with client.get(second, headers=last) as back:
             assert end_of(parse_events(back.response)) == ("failed", LOST)
         assert end_of(events) == ("failed", LOST)
-    wait_until(lambda: not background._watched)
 
 
 STOPS = {
@@ -197,12 +194,9 @@ def signal_server(server: Server, stop: str) -> None:
 
 
 @pytest.mark.parametrize("command", STOPS)
-def test_a_server_that_stops_ends_every_job(
-    start, client, redis_server, monkeypatch, command
-):
-    shared = {"REDIS_URL": redis_server.url, "FLASK_JOB_LOST_SECONDS": "600"}
+def test_a_server_that_stops_ends_every_job(start, client, in_redis, command):
+    shared = {"REDIS_URL": in_redis, "FLASK_JOB_LOST_SECONDS": "600"}
     stopping = start(command, **shared)
-    monkeypatch.setattr(broker, "BROKER", RedisBroker(redis_server.url))
     pid = stopping.process.pid
     for stop in STOPS[command]:
         paths = [begin(stopping) for _ in range(6)]
@@ -214,7 +208,6 @@ def test_a_server_that_stops_ends_every_job(
             assert end == ("failed", LOST)
         # Ctrl-C makes a worker that is already exiting log a traceback.
         wait_until(lambda old=old: not old & children(pid))
-    wait_until(lambda: not background._watched)
     stopping.process.wait(60)
     assert not stopping.logged("Traceback"), "\n".join(stopping.log)
 

@@ -17,11 +17,9 @@ from upstream import (
 )
 
 import background
-import broker
 from app import create_app
 from checks import FOREIGN
 from event_source import parse_events
-from redis_broker import RedisBroker
 
 WRONG_PROMPT = "prompt must be text of 1 to 4000 characters."
 STOPPED = "The job was stopped."
@@ -187,11 +185,10 @@ def until(chunks: Iterator[bytes], text: str) -> str:
 
 
 def test_another_server_resumes_and_stops_an_answer(
-    start, client, redis_server, upstream, monkeypatch
+    start, client, in_redis, upstream
 ):
-    environ = {"REDIS_URL": redis_server.url, "OPENAI_BASE_URL": upstream.url}
+    environ = {"REDIS_URL": in_redis, "OPENAI_BASE_URL": upstream.url}
     first = start("gunicorn -w 1", **environ)
-    monkeypatch.setattr(broker, "BROKER", RedisBroker(redis_server.url))
     pieces = ROLE, delta("One "), PAUSE, delta("two ")
     upstream.answer = stream(*pieces, end="silent")
     headers = {"Content_Type": "application/json"}
@@ -207,7 +204,6 @@ def test_another_server_resumes_and_stops_an_answer(
     with first.get(path, Last_Event_ID=last) as reader:
         rest = summary(parse_events(reader.chunks()))
     assert rest == [("failed", STOPPED)]
-    wait_until(lambda: not background._watched)
     assert len(upstream.requests) == 1
 
 
