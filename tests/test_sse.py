@@ -291,7 +291,8 @@ def test_close_ends_a_source_whose_handover_is_full(events):
     wait_until(lambda: source.closed)
 
 
-def test_head_interrupts_and_closes_a_source_that_never_started(app):
+def test_head_interrupts_and_closes_a_source_that_never_started():
+    app = Flask(__name__)
     source, calls = Source(EVENTS), []
     stream = keep_alive(source, LONG, lambda: calls.append("interrupt"))
     app.add_url_rule("/new", view_func=lambda: EventStream(stream))

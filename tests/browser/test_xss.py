@@ -73,16 +73,17 @@ class Watch:
         return self.seen + found
 
 
-def one_character_at_a_time(connection):
+def a_few_characters_at_a_time(connection):
     """Answer with the payload whose number is the prompt."""
     (message,) = connection.request.json["messages"]
     payload = (ALL + OURS)[int(message["content"])]
-    stream(*map(delta, payload), FINISH, DONE)(connection)
+    pieces = [payload[at : at + 7] for at in range(0, len(payload), 7)]
+    stream(*map(delta, pieces), FINISH, DONE)(connection)
 
 
 @pytest.fixture(scope="module")
 def url():
-    with Upstream(one_character_at_a_time) as upstream:
+    with Upstream(a_few_characters_at_a_time) as upstream:
         server = Server("flask run", OPENAI_BASE_URL=upstream.url)
         yield server.url
         server.stop()
