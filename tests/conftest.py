@@ -47,7 +47,9 @@ import redis
 from upstream import HELLO, KEY, Upstream, reserved_port, stream
 from werkzeug.serving import make_server
 
+import background
 import broker
+import language_model
 import redis_broker
 import sse
 from app import app as shared_app
@@ -382,6 +384,16 @@ def client(app):
 
 
 @pytest.fixture
+def online_app(upstream, monkeypatch):
+    """The app in this process. No test reaches its timeout for `upstream`."""
+    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    set_up_parts(dict(shared_app.config, UPSTREAM_SILENCE_SECONDS=300))
+    yield shared_app
+    language_model.session.close()
+
+
+@pytest.fixture
 def live(app) -> Iterator[LiveServer]:
     with LiveServer(app) as running:
         yield running
@@ -412,6 +424,17 @@ def store(request, monkeypatch, app) -> None:
         server.client().flushall()
         new = redis_broker.RedisBroker(server.url)
         monkeypatch.setattr(broker, "BROKER", new)
+
+
+@pytest.fixture
+def in_redis(monkeypatch, app, redis_server) -> Iterator[str]:
+    """Share the lessons' channels with servers that have this URL."""
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)  # threads end soon
+    monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
+    new = redis_broker.RedisBroker(redis_server.url)
+    monkeypatch.setattr(broker, "BROKER", new)
+    yield redis_server.url
+    wait_until(lambda: not background._watched)
 
 
 @pytest.fixture

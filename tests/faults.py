@@ -108,7 +108,8 @@ def outcome(fault: Fault, copy: Path) -> str:
         return "survived"
     if code is None or "Failed: Timeout (" in output:
         return "timed out"
-    if re.search(rf"^(FAILED|ERROR) {re.escape(fault.test)}\b", output, re.M):
+    failed = rf"^(FAILED|ERROR) {re.escape(fault.test)}(?!\w)"
+    if re.search(failed, output, re.M):
         return "killed"
     return f"pytest failed with {code}:\n{output[-3000:]}\n"
 

@@ -11,14 +11,12 @@ from upstream import (
     FAULTS,
     FINISH,
     HELLO,
-    KEY,
     ROLE,
     chunk,
     delta,
     stream,
 )
 
-import language_model
 from app import create_app
 from demos import agent
 from event_source import parse_events
@@ -29,12 +27,8 @@ QUESTION = {"role": "user", "content": "Hi"}
 
 
 @pytest.fixture
-def app(upstream, monkeypatch):
-    """The app in this process. No test reaches its timeout."""
-    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield create_app({"UPSTREAM_SILENCE_SECONDS": 300})
-    language_model.session.close()
+def app(online_app):
+    return online_app
 
 
 def in_turn(upstream, *answers):
@@ -250,11 +244,10 @@ def test_asks_at_most_five_times(client, upstream):
 
 
 def test_get_time_returns_the_time_in_a_time_zone():
-    for zone in ("Asia/Tokyo", "America/New_York", "Asia/Kolkata"):
-        before = datetime.now(ZoneInfo(zone))
-        found = agent.run("get_time", json.dumps({"time_zone": zone}))
-        after = datetime.now(ZoneInfo(zone))
-        assert found in (f"{before:%H:%M}", f"{after:%H:%M}")
+    before = datetime.now(ZoneInfo("Asia/Kolkata"))
+    found = agent.run("get_time", '{"time_zone": "Asia/Kolkata"}')
+    after = datetime.now(ZoneInfo("Asia/Kolkata"))
+    assert found in (f"{before:%H:%M}", f"{after:%H:%M}")
 
 
 def test_an_error_is_a_result_that_the_model_can_read():
@@ -277,17 +270,6 @@ def test_an_error_is_a_result_that_the_model_can_read():
 # What goes wrong
 
 
-@pytest.mark.parametrize("name", ["401", "cut, chunked"])
-def test_a_failure_in_any_round_is_the_last_event(client, upstream, name):
-    upstream.answer, sentence, _ = FAULTS[name]
-    failed = ("failed", {"error": sentence})
-    assert events_of(client.get(PATH).data)[-1] == failed
-    calls = stream(pieces(first(0, **A)), *END)
-    upstream.answer = in_turn(upstream, None, calls, upstream.answer)
-    tool, result, *_, last = events_of(client.get(PATH).data)
-    assert (tool[0], result[0], last) == ("tool", "result", failed)
-
-
 def test_a_bad_delta_ends_the_stream_with_a_failure(client, upstream):
     for bad in [
         {"tool_calls": 5},
@@ -308,30 +290,11 @@ def test_a_bad_delta_ends_the_stream_with_a_failure(client, upstream):
         ], bad
 
 
-@pytest.fixture
-def _noticed_soon(monkeypatch):
-    assert agent.NOTICE_SECONDS <= 1  # tokens cost money
+def test_a_disconnect_during_a_long_tool_call_closes_the_connection(
+    client, upstream, monkeypatch
+):
     monkeypatch.setattr(agent, "NOTICE_SECONDS", 0.01)
 
-
-@pytest.mark.usefixtures("_noticed_soon")
-def test_a_disconnect_in_a_later_round_closes_the_connection(client, upstream):
-    calls = stream(pieces(first(0, **A)), *END)
-    silent = stream(delta("Hello"), end="silent")
-    upstream.answer = in_turn(upstream, calls, silent)
-    with client.get(PATH) as response:
-        chunks = iter(response.response)
-        read_until(chunks, b"data: Hello\n\n")
-        assert [next(chunks) for _ in range(3)] == [b":\n"] * 3
-        connection = upstream.connections[-1]
-        assert not connection.disconnected.is_set()
-    wait_until(connection.disconnected.is_set)
-
-
-@pytest.mark.usefixtures("_noticed_soon")
-def test_a_disconnect_during_a_long_tool_call_closes_the_connection(
-    client, upstream
-):
     def endless(connection):
         start = pieces(first(0, "a", "get_sum", '{"numbers": ['))
         stream(start, framing="close", end="silent")(connection)
@@ -345,18 +308,6 @@ def test_a_disconnect_during_a_long_tool_call_closes_the_connection(
         wait_until(lambda: upstream.requests)
         assert [next(chunks) for _ in range(3)] == [b":\n"] * 3
     wait_until(upstream.connections[0].disconnected.is_set)
-
-
-def test_a_refused_request_costs_nothing(client, upstream):
-    for last in ("1", ""):
-        response = client.get(PATH, headers={"Last-Event-ID": last})
-        assert (response.status_code, response.data) == (204, b"")
-    for question in ("", "x" * 4001):
-        response = client.get(f"/stream/agent?question={question}")
-        assert response.status_code == 400
-        sentence = "question must be text of 1 to 4000 characters."
-        assert response.json == {"error": sentence}
-    assert upstream.requests == []
 
 
 # The offline model

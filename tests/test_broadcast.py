@@ -2,7 +2,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 import pytest
 from conftest import read_until, wait_until, without_comments
@@ -57,22 +57,6 @@ def publish_all(channel: Channel, texts: str) -> list[str]:
     return [channel.publish(text) for text in texts]
 
 
-def test_a_client_gets_each_event_with_the_id_that_publish_returned(channel):
-    events = channel.subscribe(None)
-    ids = publish_all(channel, "ab")
-    assert take(events, 2) == messages(ids, "ab")
-    assert len(set(ids)) == 2
-
-
-def test_a_client_resumes_after_any_stored_event(channel):
-    ids = publish_all(channel, "abcde")
-    for place in (2, 3, 4):  # c, d and e are kept
-        events = channel.subscribe(ids[place - 1])
-        rest = slice(place, None)
-        expected = messages(ids[rest], "abcde"[rest])
-        assert take(events, len(expected)) == expected
-
-
 def test_a_client_that_has_everything_gets_just_the_next_event(channel):
     last = publish_all(channel, "abcde")[-1]
     events = channel.subscribe(last)
@@ -84,14 +68,6 @@ def test_a_new_client_gets_all_stored_events(channel):
     ids = publish_all(channel, "abcde")
     events = channel.subscribe(None)
     assert take(events, 3) == messages(ids[2:], "cde")
-
-
-def test_a_reset_reports_a_gap_and_has_an_id_to_resume_from(channel):
-    ids = publish_all(channel, "abcde")
-    reset, *rest = take(channel.subscribe(ids[0]), 4)
-    assert reset == ("reset", ids[1], GAP)
-    assert rest == messages(ids[2:], "cde")
-    assert take(channel.subscribe(ids[1]), 3) == rest
 
 
 def test_a_slow_client_gets_a_reset_as_soon_as_it_has_missed_an_event(channel):
@@ -140,11 +116,6 @@ def test_a_client_that_stops_reading_blocks_nobody(channel):
     assert not publishing.is_alive()
 
 
-def test_memory_is_bounded(channel):
-    publish_all(channel, 1000 * "a")
-    assert len(channel.events) == 3
-
-
 def test_yields_none_when_nothing_is_published(quiet_channel):
     events = quiet_channel.subscribe(None)
     assert [next(events), next(events)] == [None, None]
@@ -168,13 +139,6 @@ def test_publishing_wakes_every_client_that_waits(monkeypatch):
         assert waiting(channel) == 0
         expected = f"id: {id}\ndata: a\n\n".encode()
         assert {one.result() for one in received} == {expected}
-
-
-def test_a_client_that_closes_leaves_nothing_behind(quiet_channel):
-    for _ in range(3):
-        with closing(quiet_channel.subscribe(None)) as events:
-            assert next(events) is None
-    assert waiting(quiet_channel) == 0
 
 
 # The requests

@@ -1,26 +1,17 @@
-import json
-
 import pytest
-from conftest import read_until, wait_until, without_comments
+from conftest import wait_until, without_comments
 from playwright.sync_api import Page, expect
 from upstream import (
     DONE,
-    FAULT_OF_EACH_KIND,
     FAULTS,
     FINISH,
-    KEY,
     PAUSE,
     ROLE,
     delta,
     stream,
 )
 
-import language_model
-from app import create_app
-from demos import chat as lesson
-
 RETRY = b"retry: 86400000\n"
-PROMPT = "/stream?prompt=Hi"
 FAILED = "The connection failed."
 
 silent_after_headers = stream(end="silent")
@@ -28,23 +19,8 @@ silent_in_mid_answer = stream(delta("Hello"), end="silent")
 
 
 @pytest.fixture
-def app(upstream, monkeypatch):
-    """The app in this process. No test reaches its timeout."""
-    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield create_app({"UPSTREAM_SILENCE_SECONDS": 300})
-    language_model.session.close()
-
-
-def written(*texts: str, **error: str) -> bytes:
-    """Return the complete stream of an answer in these pieces."""
-    data = [{"text": text} for text in texts]
-    data.append({"action": "terminate"} | error)
-    events = [
-        f"id: {id}\ndata: {json.dumps(one, separators=(',', ':'))}\n\n"
-        for id, one in enumerate(data, start=1)
-    ]
-    return RETRY + "".join(events).encode()
+def app(online_app):
+    return online_app
 
 
 # The answer
@@ -68,43 +44,6 @@ def test_an_answer_is_an_event_per_delta_and_then_an_action(client, upstream):
     (request,) = upstream.requests
     question = {"role": "user", "content": prompt}
     assert request.json["messages"] == [question]
-
-
-@pytest.mark.parametrize("name", FAULT_OF_EACH_KIND)
-def test_a_fault_is_in_the_last_event(client, upstream, name):
-    upstream.answer, sentence, texts = FAULTS[name]
-    body = without_comments(client.get(PROMPT).data)
-    assert body == written(*texts, error=sentence)
-    assert len(upstream.requests) == 1
-
-
-def test_text_is_sent_immediately_and_a_disconnect_stops_the_model(
-    client, upstream, monkeypatch
-):
-    assert lesson.NOTICE_SECONDS <= 1  # tokens cost money
-    monkeypatch.setattr(lesson, "NOTICE_SECONDS", 0.01)
-    upstream.answer = silent_in_mid_answer
-    with client.get(PROMPT) as response:
-        chunks = iter(response.response)
-        assert next(chunks) == RETRY
-        begun = read_until(chunks, b"\n\n")
-        assert without_comments(begun) == b'id: 1\ndata: {"text":"Hello"}\n\n'
-        assert [next(chunks) for _ in range(3)] == [b":\n"] * 3
-        (connection,) = upstream.connections
-        assert not connection.disconnected.is_set()
-    wait_until(connection.disconnected.is_set)
-
-
-def test_a_refused_request_costs_nothing(client, upstream):
-    for last in ("1", ""):
-        response = client.get(PROMPT, headers={"Last-Event-ID": last})
-        assert (response.status_code, response.data) == (204, b"")
-    for prompt in ("", "x" * 4001):
-        response = client.get(f"/stream?prompt={prompt}")
-        assert response.status_code == 400
-        sentence = "prompt must be text of 1 to 4000 characters."
-        assert response.json == {"error": sentence}
-    assert upstream.requests == []
 
 
 # The page

@@ -3,10 +3,11 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from conftest import read_until, wait_until, without_comments
+from conftest import LiveServer, read_until, wait_until, without_comments
 from playwright.sync_api import expect
 from upstream import Upstream, silence, stream
 
+from app import create_app
 from demos import client as lesson
 from demos import numbers
 from event_source import parse_events
@@ -94,30 +95,23 @@ def test_needs_a_server_that_knows_its_address(client):
     )
 
 
-def test_rejects_an_interval_out_of_range(client):
-    response = client.get("/stream/client?interval=10.1")
-    assert response.status_code == 400
-    assert response.json["error"] == (
-        "interval must be a number from 0.01 to 10, got '10.1'."
-    )
+def test_a_refusal_is_reported_and_a_disconnect_frees_both_slots():
+    two_slots = LiveServer(create_app({"MAX_STREAMS": 2}))
+    with two_slots as server:
+        with server.get("/sse?interval=0.05") as other:
+            assert other.status == 200
+            with server.get(PATH) as client:
+                (event,) = parse_events(client.chunks())
+        message = "expected an event stream, got 503 and 'application/json'"
+        assert (event.event, event.data) == ("failed", message)
 
+        def reads_itself() -> bool:
+            with server.get(PATH) as client:
+                event = next(parse_events(client.chunks()), None)
+                return event is not None and event.event == "connected"
 
-def test_a_refusal_is_reported_and_a_disconnect_frees_both_slots(start):
-    server = start("gunicorn", FLASK_MAX_STREAMS="2")
-    with server.get("/sse?interval=0.05") as other:
-        assert other.status == 200
-        with server.get(PATH) as client:
-            (event,) = parse_events(client.chunks())
-    message = "expected an event stream, got 503 and 'application/json'"
-    assert (event.event, event.data) == ("failed", message)
-
-    def reads_itself() -> bool:
-        with server.get(PATH) as client:
-            event = next(parse_events(client.chunks()), None)
-            return event is not None and event.event == "connected"
-
-    for _ in range(2):
-        wait_until(reads_itself)
+        for _ in range(2):
+            wait_until(reads_itself)
 
 
 def test_page_shows_each_id_once_in_both_columns_after_a_cut(

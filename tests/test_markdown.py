@@ -15,12 +15,8 @@ from upstream import (
     stream,
 )
 
-import language_model
 from app import create_app
-from demos import markdown
 from demos.markdown import DRAW_SECONDS, blocks
-from event_source import parse_events
-from sse import keep_alive
 
 RETRY = b"retry: 86400000\n"
 FINISHED = b"event: done\ndata: [DONE]\n\n"
@@ -30,12 +26,8 @@ silent_in_mid_answer = stream(*HELLO[:2], end="silent")
 
 
 @pytest.fixture
-def app(upstream, monkeypatch):
-    """The app in this process, with an upstream."""
-    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield create_app()
-    language_model.session.close()
+def app(online_app):
+    return online_app
 
 
 def drawn(index, html):
@@ -45,23 +37,6 @@ def drawn(index, html):
         ensure_ascii=False,
     )
     return f"id: {index}\nevent: block\ndata: {data}\n\n".encode()
-
-
-def sent(pieces, seconds_apart=1.0):
-    """Return (second, index, html) of every block sent for these pieces."""
-    seconds = 0.0
-
-    def timed():
-        nonlocal seconds
-        for piece in pieces:
-            seconds += seconds_apart
-            yield piece
-
-    events = []
-    for event in blocks(timed(), clock=lambda: seconds):
-        if event is not None and event.event == "block":
-            events.append((seconds, event.data["index"], event.data["html"]))
-    return events
 
 
 # The answer
@@ -97,21 +72,20 @@ def test_each_removal_is_reported_after_its_block(client, upstream):
 
 
 def test_the_growing_block_is_sent_at_most_ten_times_a_second():
-    times = [at for at, _, _ in sent(["word "] * 100, seconds_apart=0.02)]
+    seconds, times = 0.0, []
+
+    def pieces():
+        nonlocal seconds
+        for _ in range(100):
+            seconds += 0.02
+            yield "word "
+
+    for event in blocks(pieces(), clock=lambda: seconds):
+        if event.event == "block":
+            times.append(seconds)
     assert 18 <= len(times) <= 21
     gaps = [b - a for a, b in zip(times, times[1:-1], strict=False)]
     assert min(gaps) >= DRAW_SECONDS - 1e-9
-
-
-def test_a_finished_block_is_never_sent_again():
-    client = create_app({"OFFLINE_WORD_SECONDS": 0}).test_client()
-    response = client.get("/stream/markdown?prompt=markdown")
-    events = list(parse_events([response.data]))
-    sent = [json.loads(e.data) for e in events if e.event == "block"]
-    order = [block["index"] for block in sent]
-    assert order == sorted(order)
-    assert set(order) == set(range(8))
-    assert events[-1].event == "done"
 
 
 def test_the_growing_block_is_sent_while_the_model_pauses(client, upstream):
@@ -127,57 +101,6 @@ def test_the_growing_block_is_sent_while_the_model_pauses(client, upstream):
     assert without_comments(rest).endswith(
         drawn(0, "<p>One <em>two</em></p>\n") + FINISHED
     )
-
-
-def test_a_fault_loses_no_text_and_is_the_last_event(client, upstream):
-    for name in ("401", "cut, chunked"):
-        upstream.answer, sentence, texts = FAULTS[name]
-        body = without_comments(client.get(PROMPT).data)
-        data = json.dumps({"error": sentence}, separators=(",", ":"))
-        last = f"event: failed\ndata: {data}\n\n".encode()
-        if texts:
-            last = drawn(0, f"<p>{''.join(texts)}</p>\n") + last
-        assert body.endswith(last)
-    assert len(upstream.requests) == 2
-
-
-def test_a_disconnect_closes_the_connection_to_the_upstream(
-    client, upstream, monkeypatch
-):
-    kept = []  # so that only `close` ends the generator
-
-    def keep(*arguments):
-        kept.append(keep_alive(*arguments))
-        return kept[0]
-
-    monkeypatch.setattr(markdown, "keep_alive", keep)
-    upstream.answer = silent_in_mid_answer
-    with client.get(PROMPT) as response:
-        read_until(response.response, b"Hello")
-        (connection,) = upstream.connections
-        assert not connection.disconnected.is_set()
-    wait_until(connection.disconnected.is_set)
-
-
-# Refused requests, which cost nothing
-
-
-def test_a_reconnect_gets_204_and_sends_no_prompt(client, upstream):
-    for last in ("0", "x"):
-        response = client.get(PROMPT, headers={"Last-Event-ID": last})
-        assert response.status_code == 204
-    assert upstream.requests == []
-
-
-def test_an_empty_or_too_long_prompt_is_refused(client, upstream):
-    for prompt in ("", "x" * 4001):
-        response = client.get(f"/stream/markdown?prompt={prompt}")
-        assert response.status_code == 400
-        sentence = "prompt must be text of 1 to 4000 characters."
-        assert response.json == {"error": sentence}
-    foreign = client.get(PROMPT, headers={"Sec-Fetch-Site": "same-site"})
-    assert foreign.status_code == 403
-    assert upstream.requests == []
 
 
 # The page

@@ -5,20 +5,17 @@ from contextlib import ExitStack, closing
 from itertools import islice
 
 import pytest
-from conftest import free_port, wait_until
+from conftest import wait_until
 from playwright.sync_api import Page, expect
 
-import broker
 from broker import forget, newest
 from demos.notifications import MAX_BODY_BYTES
 from event_source import parse_events
-from redis_broker import RedisBroker
 from sse import Event
 
 STREAM = "/stream/notifications"
 NO_TEXT = "text must be text of 1 to 500 characters."
 NO_LEVEL = "level must be one of info, warning, alert."
-DOWN = "Redis is not available. Try again in a few seconds."
 MARKUP = "<img src=x onerror=alert(1)><b>&amp;"
 
 
@@ -99,12 +96,6 @@ def test_all_clients_get_each_notification_with_the_id_of_its_answer(
     assert texts(unknown, 4) == [first, *sent]
 
 
-def test_a_client_that_disconnects_after_begin_misses_nothing(send, stream):
-    last = place(stream())
-    sent = (send("missed"), "missed")
-    assert texts(stream(last), 1) == [sent]
-
-
 def test_a_notification_is_exactly_these_bytes(client, send):
     with client.get(STREAM) as response:
         assert "Access-Control-Allow-Origin" not in response.headers
@@ -151,15 +142,6 @@ def test_a_refused_notification_is_not_published(client):
     answer = client.post("/notifications", json=body, headers=headers)
     assert answer.status_code == 403
     assert newest("notifications") is None
-
-
-def test_while_redis_is_down_sending_fails(client, monkeypatch):
-    url = f"redis://127.0.0.1:{free_port()}/0"
-    monkeypatch.setattr(broker, "BROKER", RedisBroker(url))
-    body = {"text": "x", "level": "info"}
-    answer = client.post("/notifications", json=body)
-    assert (answer.status_code, answer.json) == (503, {"error": DOWN})
-    assert answer.headers["Retry-After"] == "5"
 
 
 # The page

@@ -73,18 +73,6 @@ def test_a_body_may_have_the_maximum_size_but_not_one_byte_more(server, framed):
         assert json.loads(client.read()) == {"error": NO_ROOM}
 
 
-def test_a_bad_request_is_refused_with_an_error_message(client):
-    number = "interval must be a number from 0.01 to 10, got '0'."
-    for query, body, sentence in (("", [], NO_OBJECT), ("0", {}, number)):
-        path = f"/api/sse?interval={query or 1}"
-        response = client.post(path, json=body)
-        assert response.status_code == 400
-        assert response.json == {"error": sentence}
-    assert client.get("/api/sse").status_code == 405
-    headers = {"Sec-Fetch-Site": "cross-site"}
-    assert client.post(path, json={}, headers=headers).status_code == 403
-
-
 @pytest.mark.parametrize("chunk", [b"zz\r\n{}\r\n0\r\n\r\n", b"9\r\n{}"])
 def test_an_incomplete_body_is_refused(server, chunk):
     head = (

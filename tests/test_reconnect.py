@@ -102,26 +102,6 @@ def test_a_reconnect_gets_what_the_status_says(client, query, headers, last):
     assert response.data == b"data: no event\n\n"
 
 
-RETRY = "retry must be an integer from 0 to 60000, got {!r}."
-DROP_AFTER = "drop_after must be an integer from 0 to 100, got {!r}."
-LAST = "last must be an integer from 0 to 1000000000000000, got {!r}."
-DROP = "drop must be one of end, cut, silence."
-STATUS = "status must be one of 200, 204, 301, 307, 401, 404, 500, 503, text."
-
-
-def test_refuses_values_out_of_range(client):
-    for name, value, sentence in [
-        *(("retry", value, RETRY) for value in ("-1", "60001", "0.5")),
-        *(("drop_after", value, DROP_AFTER) for value in ("-1", "101")),
-        *(("last", value, LAST) for value in ("-1", "1" + "0" * 14 + "1")),
-        *(("drop", value, DROP) for value in ("cuts", "")),
-        *(("status", value, STATUS) for value in ("201", "")),
-    ]:
-        answer = client.get(STREAM, query_string={name: value})
-        assert answer.status_code == 400
-        assert answer.json == {"error": sentence.format(value)}
-
-
 # The page
 
 
@@ -185,7 +165,7 @@ def test_the_browser_reconnects_after_a_drop_but_not_after_a_failure(
     live, page
 ):
     page.goto(f"{live.url}/demos/reconnect")
-    begin(page, AGAIN, retry="0", drop_after="100")
+    begin(page, AGAIN, retry="100", drop_after="100")
     wait_for_event(page, 1)
     page.evaluate("window.first = source")
     for drop, status in (("end", "200"), ("cut", "200"), ("end", "301")):
@@ -209,15 +189,21 @@ def test_the_browser_reconnects_after_a_drop_but_not_after_a_failure(
     expect_problems(page, UNAVAILABLE, WRONG_TYPE)
 
 
-@pytest.fixture
-def timed(browser, live) -> Iterator[Page]:
-    """A page whose timers run only when the test runs them."""
+@pytest.fixture(scope="module")
+def paused_page(browser) -> Iterator[Page]:
     page = new_page(browser)
     page.clock.install(time=datetime(2026, 1, 1))
     page.clock.pause_at(datetime(2026, 1, 2))
-    page.goto(f"{live.url}/demos/reconnect")
     yield page
     page.context.close()
+
+
+@pytest.fixture
+def timed(paused_page, live) -> Iterator[Page]:
+    """A page whose timers run only when the test runs them."""
+    paused_page.goto(f"{live.url}/demos/reconnect")
+    yield paused_page
+    paused_page.goto("about:blank")
 
 
 def expect_new_source_after(page: Page, ms: int) -> None:

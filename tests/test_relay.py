@@ -1,17 +1,15 @@
 import json
 
 import pytest
-from conftest import read_until, wait_until, without_comments
+from conftest import JSON, read_until, wait_until, without_comments
 from playwright.sync_api import expect
 from upstream import (
-    BAD_EVENTS,
     BYTE_FAULTS,
     CUT_FAULTS,
     DONE,
     FAULTS,
     FINISH,
     FRAMINGS,
-    HARMLESS,
     HELLO,
     KEY,
     PAUSE,
@@ -28,7 +26,6 @@ from upstream import (
 
 import language_model
 from app import create_app
-from checks import FOREIGN
 from demos import relay
 from sse import keep_alive
 
@@ -45,12 +42,8 @@ COMPLETION = (
 
 
 @pytest.fixture
-def app(upstream, monkeypatch):
-    """The app in this process, with an upstream."""
-    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield create_app()
-    language_model.session.close()
+def app(online_app):
+    return online_app
 
 
 @pytest.fixture
@@ -132,10 +125,7 @@ def test_an_event_stream_is_relayed_byte_for_byte(client, upstream, framing):
     assert without_comments(response.data) == odd + b"".join(HELLO)
 
 
-@pytest.mark.parametrize(
-    "content_type",
-    ["application/json", "application/octet-stream", "text/html", None],
-)
+@pytest.mark.parametrize("content_type", ["application/json", None])
 def test_a_stream_with_another_content_type_is_relayed_immediately(
     client, upstream, content_type
 ):
@@ -166,15 +156,6 @@ def test_the_list_of_models_is_relayed(client, upstream):
     (request,) = upstream.requests
     assert (request.method, request.path) == ("GET", "/v1/models")
     assert request.headers.get_all("Authorization") == [f"Bearer {KEY}"]
-
-
-def test_unusual_and_bad_events_are_relayed_unchanged(relayed):
-    bad = [
-        (delta("Hello"), bad, b"\n\n", FINISH, DONE)
-        for bad, _ in BAD_EVENTS.values()
-    ]
-    for pieces in (*HARMLESS.values(), *bad):
-        assert relayed(stream(*pieces)) == b"".join(pieces)
 
 
 def test_comments_are_sent_only_between_events(client, upstream, monkeypatch):
@@ -232,30 +213,14 @@ def test_an_answer_that_is_neither_json_nor_a_stream_is_not_relayed(
 
 
 def test_only_a_status_that_clients_expect_is_relayed(client, upstream):
-    for status in (201, 204, 302, 399, 600, 999):
-        upstream.answer = page(b"{}", f"{status} Whatever")
+    location = "Location: /elsewhere"  # which is not followed
+    statuses = 201, 204, 302, 399, 600, 999
+    for status in statuses:
+        upstream.answer = page(b"{}", f"{status} Whatever", JSON, location)
         response = client.post(PATH, json=CHAT)
         sentence = f"The language model returned {status}."
         check_error(response, 502, sentence)
-
-
-def test_a_redirect_is_not_followed(client, upstream):
-    upstream.answer = FAULTS["redirects"].answer
-    response = client.post(PATH, json=CHAT)
-    assert response.status_code == 502
-    assert "Location" not in response.headers
-    assert len(upstream.requests) == 1
-
-
-def test_no_answer_is_502(client, upstream, monkeypatch):
-    sentence = "The language model is unreachable."
-    for name in ("hangs up", "does not speak HTTP"):
-        upstream.answer = FAULTS[name].answer
-        for body in (STREAMED, CHAT):
-            check_error(client.post(PATH, json=body), 502, sentence)
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    check_error(client.post(PATH, json=STREAMED), 502, sentence)
-    check_error(client.get("/v1/models"), 502, sentence)
+    assert len(upstream.requests) == len(statuses)
 
 
 def test_silence_before_an_answer_is_504(client, upstream, monkeypatch):
@@ -326,21 +291,6 @@ def test_text_that_looks_like_an_end_does_not_complete_an_answer(relayed):
         b": data: [DONE]\n\n",
     ):
         assert relayed(stream(ROLE, last)) == ROLE + last + BROKEN_OFF
-
-
-@pytest.mark.parametrize("framing", FRAMINGS)
-def test_json_that_breaks_off_is_502(client, upstream, framing):
-    upstream.answer = stream(
-        COMPLETION[:50],
-        framing=framing,
-        end="cut",
-        content_type="application/json",
-    )
-    response = client.post(PATH, json=CHAT)
-    # Without a length, only a JSON parser notices that a body is incomplete.
-    is_silent = framing == "close"
-    sentence = NO_JSON if is_silent else language_model.BROKEN_OFF
-    check_error(response, 502, sentence)
 
 
 def test_a_response_that_is_too_large_is_502(client, upstream, monkeypatch):
@@ -427,26 +377,6 @@ def test_a_body_without_a_chat_is_400(client, upstream):
     assert upstream.requests == []
 
 
-def test_a_foreign_page_gets_403_unless_the_model_is_free(
-    client, upstream, monkeypatch
-):
-    def ask_from_elsewhere(client):
-        headers = {"Sec-Fetch-Site": "cross-site"}
-        yield client.post(PATH, json=STREAMED, headers=headers)
-        yield client.get("/v1/models", headers=headers)
-
-    for response in ask_from_elsewhere(client):
-        check_error(response, 403, FOREIGN)
-        assert "Access-Control-Allow-Origin" not in response.headers
-    assert upstream.requests == []
-    monkeypatch.delenv("OPENAI_BASE_URL")
-    monkeypatch.delenv("OPENAI_API_KEY")
-    client = create_app({"OFFLINE_WORD_SECONDS": 0}).test_client()
-    for response in ask_from_elsewhere(client):
-        assert response.status_code == 200
-        assert response.headers["Access-Control-Allow-Origin"] == "*"
-
-
 def chat_of(size: int) -> bytes:
     """Return a chat whose JSON has exactly this many bytes."""
     body = json.dumps(CHAT | {"model": "a", "stream": False}).encode()
@@ -516,49 +446,28 @@ def writes_without_end(connection):
 
 @pytest.mark.parametrize(
     "answer",
-    [
-        stream(end="silent"),
-        stream(delta("Hello"), end="silent"),
-        writes_without_end,
-    ],
-    ids=["after headers", "in mid-answer", "while it writes"],
+    [stream(delta("Hello"), end="silent"), writes_without_end],
+    ids=["in silence", "while it writes"],
 )
 def test_a_disconnect_closes_the_connection_to_the_upstream(
     client, upstream, answer, monkeypatch
 ):
     kept = []  # so that only `close` ends the generator
 
-    def keep(*arguments):
-        kept.append(keep_alive(*arguments))
+    def keep(events, seconds, interrupt):
+        assert seconds <= 1  # tokens cost money
+        kept.append(keep_alive(events, seconds, interrupt))
         return kept[0]
 
     monkeypatch.setattr(relay, "keep_alive", keep)
     upstream.answer = answer
     with client.post(PATH, json=STREAMED) as response:
-        next(iter(response.response))
+        read_until(response.response, b"Hello")
         (connection,) = upstream.connections
         assert not connection.disconnected.is_set()
     wait_until(connection.disconnected.is_set)
 
 
-def test_bytes_arrive_immediately_and_silence_shows_a_disconnect(
-    online, upstream
-):
-    upstream.answer = stream(
-        *(PAUSE, b"data: 1", PAUSE, b"\n\n: 2\r", PAUSE, b"\n\n"),
-        end="silent",
-    )
-    body = json.dumps(STREAMED).encode()
-    with online.post(PATH, body, Content_Type="application/json") as client:
-        assert client.status == 200
-        chunks = client.chunks()
-        for piece in (b"data: 1", b"\n\n: 2\r", b"\n\n"):
-            upstream.resume()
-            assert without_comments(read_until(chunks, piece)) == piece
-        (connection,) = upstream.connections
-        assert not connection.disconnected.is_set()
-    wait_until(connection.disconnected.is_set)
-    assert relay.NOTICE_SECONDS <= 1  # each further second costs tokens
 
 
 # The page

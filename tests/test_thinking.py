@@ -9,23 +9,15 @@ from event_source import parse_events
 PATH = "/stream/thinking?question=Why"
 
 
-def test_thinks_then_answers_with_an_id_on_every_event():
-    happened = []
-    for event in think("Why?", seen=0, pause=0.8, sleep=happened.append):
-        happened.append((event.event, event.id))
-    assert happened == [
-        *(("thinking", "1"), 0.8, ("thinking", "2"), 0.8),
-        *(("thinking", "3"), 0.8, ("thinking", "4"), 0.8),
-        ("answer", "5"),
-    ]
-
-
 def test_sends_exactly_these_bytes():
-    events = think("Why {}?", seen=3, sleep=lambda _: None)
-    assert b"".join(event.encode() for event in events).decode() == (
-        "id: 4\nevent: thinking\ndata: Choosing the words\n\n"
-        "id: 5\nevent: answer\ndata: The answer to “Why {}?” is 42.\n\n"
-    )
+    happened = []
+    for event in think("Why {}?", seen=3, pause=0.8, sleep=happened.append):
+        happened.append(event.encode().decode())
+    assert happened == [
+        "id: 4\nevent: thinking\ndata: Choosing the words\n\n",
+        0.8,
+        "id: 5\nevent: answer\ndata: The answer to “Why {}?” is 42.\n\n",
+    ]
 
 
 def test_resumes_after_the_last_event_id(client):
@@ -38,16 +30,6 @@ def test_a_reconnect_after_the_answer_gets_204(client):
     for last in ("5", "6"):
         response = client.get(PATH, headers={"Last-Event-ID": last})
         assert response.status_code == 204
-
-
-def test_refuses_a_question_that_is_missing_empty_or_too_long(client):
-    for question in (None, "", "x" * 201):
-        query = {"question": question}
-        response = client.get("/stream/thinking", query_string=query)
-        assert response.status_code == 400
-        assert response.json["error"] == (
-            "question must be text of 1 to 200 characters."
-        )
 
 
 def test_page_shows_the_thoughts_then_the_answer_and_closes(

@@ -405,15 +405,6 @@ FAULTS = (
     PAGE_FAULTS | CONNECTION_FAULTS | CUT_FAULTS | EVENT_FAULTS | BYTE_FAULTS
 )
 
-FAULT_OF_EACH_KIND = (
-    "401",
-    "hangs up",
-    "cut, chunked",
-    "broken JSON",
-    "broken compression",
-)
-"""Enough for a lesson: test_language_model.py tries all faults."""
-
 LONG = event({"choices": [], "usage": {"note": "x" * 24 * 1024}})
 
 HARMLESS = {
