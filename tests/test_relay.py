@@ -468,8 +468,6 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     wait_until(connection.disconnected.is_set)
 
 
-
-
 # The page
 
 
