@@ -141,6 +141,8 @@ def test_a_page_is_painted_while_its_slow_parts_are_still_missing(
 # What these pages say after a crash. None: only that they have reconnected.
 RECONNECT = {
     "six_connections": None,
+    "progress": background.LOST,  # early, to get an id before the crash
+    "resume": background.LOST,
     "hello": "^status: hi$",
     "before_sse": None,
     "private": "The server rejected the stream: log in.",
@@ -154,8 +156,6 @@ RECONNECT = {
     "notifications": None,
     "prices": None,
     "document": None,
-    "progress": background.LOST,
-    "resume": background.LOST,
 }
 FAIL = {
     "post": "The stream broke off.$|Error in input stream$",
@@ -190,7 +190,7 @@ def host(number: int) -> str:
     return f"127.0.0.{2 + (number + 1) // 2}"
 
 
-# Not all lessons at once: from the 17th tab on, WebKit is five times as slow.
+# Two tables, because WebKit needs five times as long from the 17th tab on.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("table", [RECONNECT, FAIL], ids=["reconnect", "fail"])
 def test_lessons_reconnect_or_say_that_they_failed_after_a_crash(engine, table):
