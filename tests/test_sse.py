@@ -15,7 +15,6 @@ from event_streams import ENCODED
 from flask import Flask
 
 from app import create_app
-from event_source import ReceivedEvent, parse_events
 from sse import Event, EventStream, keep_alive, last_event_number
 
 EVENTS = [Event(str(number), id=number) for number in range(1000)]
@@ -75,11 +74,8 @@ def test_rejects_fields_that_the_format_cannot_represent():
         assert refusal(retry=retry) == problem
     with pytest.raises(ValueError, match="^retry must be an integer >= 0"):
         EventStream([], retry=-1)
-
-
-def test_fields_other_than_data_are_keyword_only():
     with pytest.raises(TypeError):
-        Event("a", "tick")
+        Event("a", "tick")  # only data may be positional
 
 
 @pytest.mark.parametrize(
@@ -136,27 +132,9 @@ def test_first_bytes_are_sent_before_the_first_event_exists(options, first):
     assert next(sent) == b"data: a\n\n"
 
 
-def test_sends_events_one_by_one():
-    source = Source(EVENTS)
-    sent = EventStream(source).iter_encoded()
-    next(sent)
-    for number, event in enumerate(EVENTS, start=1):
-        assert next(sent) == event.encode()
-        assert source.asked == number
-
-
 def test_none_is_sent_as_a_comment_and_bytes_unchanged():
     stream = EventStream([b"data: a\r\n\r\n", None, Event("b"), b"\xff"])
     assert stream.get_data() == b":\ndata: a\r\n\r\n:\ndata: b\n\n\xff"
-
-
-def test_a_complete_response_parses_back_to_its_events():
-    stream = EventStream([Event("a", id=1), None, Event("b")], retry=500)
-    events = list(parse_events([stream.get_data()]))
-    assert events == [
-        ReceivedEvent("a", "message", "1", 500),
-        ReceivedEvent("b", "message", "1"),
-    ]
 
 
 def test_generator_is_closed_when_the_client_disconnects():
@@ -167,12 +145,6 @@ def test_generator_is_closed_when_the_client_disconnects():
     response.close()
     assert source.closed
     assert source.asked == 2
-
-
-def test_generator_is_closed_when_never_started():
-    source = Source(EVENTS)
-    EventStream(source).close()
-    assert source.closed
 
 
 def test_generator_is_closed_after_a_head_request():
