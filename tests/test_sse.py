@@ -14,7 +14,6 @@ from conftest import wait_until
 from event_streams import ENCODED
 from flask import Flask
 
-from app import create_app
 from sse import Event, EventStream, keep_alive, last_event_number
 
 EVENTS = [Event(str(number), id=number) for number in range(1000)]
@@ -346,18 +345,6 @@ def test_no_thread_starts_before_the_stream_is_read():
 
 
 # After an id or a retry, httpx-sse treats any blank line as an event.
-@pytest.mark.parametrize("path", ["/real-time-updates", "/sse"])
-def test_httpx_sse_gets_no_empty_event_from_a_lesson(path):
-    with create_app().test_client().get(f"{path}?interval=0.01") as sent:
-        response = httpx.Response(
-            200, headers=dict(sent.headers), content=sent.response
-        )
-        source = httpx_sse.EventSource(response)
-        events = list(islice(source.iter_sse(), 3))
-    assert len(events) == 3
-    assert all(event.data for event in events)
-
-
 @pytest.mark.parametrize("retry", [None, 500])
 def test_httpx_sse_gets_no_empty_event_from_comments(retry):
     items = [None, Event("a", id=1), None, None, Event("b")]
