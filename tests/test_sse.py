@@ -242,16 +242,6 @@ def test_source_waits_for_a_slow_client():
 
 
 @threads_end
-@pytest.mark.parametrize("received", [1, 5])
-def test_close_ends_a_source_that_is_ahead(received):
-    source = Source(repeat(Event("a")))
-    stream = keep_alive(source, LONG)
-    assert len(list(islice(stream, received))) == received
-    stream.close()
-    wait_until(lambda: source.closed)
-
-
-@threads_end
 @pytest.mark.parametrize("events", [repeat(Event("a")), EVENTS[:3]])
 def test_close_ends_a_source_whose_handover_is_full(events):
     source = Source(events)
