@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from functools import cache
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE_SECONDS, wait_until
 
 import broker
 import redis_broker
@@ -68,7 +68,7 @@ def read(channel):
 
 def take(events, count) -> list[Event]:
     """Return the next `count` events, and skip the silence between them."""
-    taken, deadline = [], time.monotonic() + 30
+    taken, deadline = [], time.monotonic() + PATIENCE_SECONDS
     while len(taken) < count:
         event = next(events)
         if event is not None:

@@ -1,15 +1,13 @@
 """Validate the values in a request, and check which site sent it."""
 
-import re
 from io import BytesIO
 
 import pytest
-from flask import Blueprint, Flask, Response
+from flask import Flask
 from werkzeug.exceptions import HTTPException
 
 import checks
 from checks import (
-    allow_any_origin,
     json_object,
     json_text,
     query_number,
@@ -155,16 +153,11 @@ def test_a_body_is_a_json_object_of_limited_size():
 
 
 def test_huge_numbers_and_deep_nesting_are_rejected():
-    for body in (
-        b'{"a": ' + b"1" * 5000 + b"}",
-        b'{"a":' * 5000 + b"1" + b"}" * 5000,
-    ):
-        assert (
-            outcome(
-                json_object, 10**6, data=body, content_type="application/json"
-            )
-            == NO_OBJECT
-        )
+    options = {"content_type": "application/json"}
+    huge = b'{"a": ' + b"1" * 5000 + b"}"
+    assert outcome(json_object, 10**6, data=huge, **options) == NO_OBJECT
+    deep = b'{"a":' * 5000 + b"1" + b"}" * 5000
+    assert outcome(json_object, 10**6, data=deep, **options) == NO_OBJECT
 
 
 def test_a_body_has_a_json_content_type():
@@ -187,17 +180,17 @@ class Broken(BytesIO):
 
 @pytest.mark.parametrize("terminated", [True, False])
 @pytest.mark.parametrize(
-    ("body", "length"),
+    ("received", "length"),
     [
-        (None, 10),
-        (b"", 10),
-        (b'{"a":', 10),
-        (b'{"a": 1}', 10),
-        (b"{}" + b" " * (MAX_BYTES - 2), MAX_BYTES + 1),
+        (Broken(), 10),
+        (BytesIO(b'{"a": 1}'), 10),
+        (BytesIO(b"{}" + b" " * (MAX_BYTES - 2)), MAX_BYTES + 1),
     ],
+    ids=["broken", "short", "short and too large"],
 )
-def test_an_incomplete_body_is_rejected(body, length, terminated):
-    environ = {"wsgi.input": Broken() if body is None else BytesIO(body)}
+def test_an_incomplete_body_is_rejected(received, length, terminated):
+    received.seek(0)
+    environ = {"wsgi.input": received}
     if terminated:  # set by gunicorn and, for chunks, by `flask run`
         environ["wsgi.input_terminated"] = True
     assert outcome(
@@ -316,26 +309,3 @@ def test_only_our_own_pages_and_api_clients_are_accepted():
 def test_an_api_client_that_looks_like_a_browser_may_post():
     agent = "Mozilla/5.0 (Windows NT; Windows NT 10.0) WindowsPowerShell/5.1"
     assert not is_refused({"User-Agent": agent}, "POST")
-
-
-def test_a_403_mentions_a_proxy_that_changes_the_host():
-    assert re.search("proxy .* has changed the Host header", checks.FOREIGN)
-
-
-@pytest.mark.parametrize("is_open", [True, False])
-def test_open_blueprints_are_not_guarded(monkeypatch, is_open):
-    app = Flask(__name__)
-    bp = Blueprint("free", __name__)
-    bp.before_request(same_origin_only)
-    bp.add_url_rule("/", view_func=lambda: "answer")
-    app.register_blueprint(bp)
-    if is_open:
-        monkeypatch.setattr(checks, "OPEN_BLUEPRINTS", frozenset({"free"}))
-    headers = {"Sec-Fetch-Site": "cross-site"}
-    response = app.test_client().get("/", headers=headers)
-    assert response.status_code == (200 if is_open else 403)
-
-
-def test_allow_any_origin_sets_the_header():
-    response = allow_any_origin(Response())
-    assert response.headers["Access-Control-Allow-Origin"] == "*"

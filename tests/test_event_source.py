@@ -340,16 +340,6 @@ def test_an_event_source_fails_where_a_browser_does(upstream, name):
     assert len(upstream.requests) == 1
 
 
-@pytest.mark.usefixtures("no_wait")
-def test_an_event_source_fails_for_good_when_it_reconnects(upstream):
-    upstream.answer = in_turn(streamed(A), response(503, None))
-    source = EventSource(upstream.url)
-    assert next(source).data == "a"
-    with pytest.raises(requests.HTTPError, match="503"):
-        next(source)
-    assert next(source, None) is None
-
-
 # The bytes of a stream, and the reconnection time after it.
 TIMES = {
     b"data: a\n\n": 3000,

@@ -27,6 +27,7 @@ from channels import (
     walk,
 )
 from conftest import (
+    PATIENCE_SECONDS,
     RedisServer,
     Server,
     free_port,
@@ -367,7 +368,7 @@ def test_commands_raise_unavailable_during_an_outage(
 ):
     ask(channel)
     with ThreadPoolExecutor() as pool, outage(redis_server, line):
-        error = pool.submit(ask, channel).exception(60)
+        error = pool.submit(ask, channel).exception(PATIENCE_SECONDS)
     assert isinstance(error, Unavailable)
     settings = broker.BROKER._redis.get_connection_kwargs()
     assert settings["socket_timeout"] == redis_broker.TIMEOUT_SECONDS

@@ -156,15 +156,10 @@ def test_the_error_says_what_is_allowed():
     assert {one: refusal(*one) for one in WRONG} == WRONG
 
 
-def test_the_error_does_not_contain_the_key():
-    for key in ("sk-geheim-é", "sk-a\nb", "sk-a b"):
-        assert "sk-" not in refusal("OPENAI_API_KEY", key)
-
-
-@pytest.mark.parametrize("url", REDIS_URLS)
-def test_a_redis_url_that_redis_py_can_use_is_accepted(url):
-    read_settings({"REDIS_URL": url})
-    RedisBroker(url)
+def test_a_redis_url_that_redis_py_can_use_is_accepted():
+    for url in REDIS_URLS:
+        read_settings({"REDIS_URL": url})
+        RedisBroker(url)
 
 
 @pytest.mark.parametrize(
