@@ -80,6 +80,13 @@ def test_the_text_of_a_part_is_escaped(monkeypatch):
     )
 
 
+def test_a_page_writes_while_it_waits_to_notice_a_disconnect():
+    page = html.page("", {"slow": 60})
+    assert next(page) == beginning(["slow"])
+    assert next(page) == "\n"
+    page.close()
+
+
 def test_work_and_threads_end_with_the_page(caplog):
     caplog.set_level("INFO")
     before = set(threading.enumerate())
