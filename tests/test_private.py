@@ -201,8 +201,7 @@ def test_a_logout_that_was_discarded_ends_the_stream_after_the_gap(user):
         forget(session["login"]["id"])
     forget(private.channel_of("Ada"))
     publish(private.channel_of("Ada"), Event("too late"))
-    received = [(event.event, event.data) for event in events]
-    assert received == [FINAL]
+    assert is_final(events)
 
 
 @pytest.fixture
