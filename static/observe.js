@@ -144,7 +144,6 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
         controller.enqueue(chunk);
       },
       flush: () => end(connection, "ended"),
-      cancel: () => end(connection, "closed"),
     }));
     return new Response(body, response);
   }
@@ -179,7 +178,8 @@ const observed = { lanes: [], listeners: [], fetch: window.fetch.bind(window) };
         const parts = new MutationObserver(() => mark(connection, "part", ""));
         parts.observe(page, { childList: true, subtree: true });
       }
-      if (connection && page.readyState === "complete") {
+      // In Firefox, a document that broke off is never complete.
+      if (connection && page.readyState !== "loading") {
         end(connection, "ended");
       }
     }, MERGE_MS);

@@ -388,7 +388,7 @@ def online_app(upstream, monkeypatch):
     """The app in this process. No test reaches its timeout for `upstream`."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    set_up_parts(shared_app.config | {"UPSTREAM_SILENCE_SECONDS": 300})
+    set_up_parts(dict(shared_app.config, UPSTREAM_SILENCE_SECONDS=300))
     yield shared_app
     language_model.session.close()
 

@@ -4,12 +4,17 @@
 site, and returns its result.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from select import select
+from threading import Event
 
-from conftest import LiveServer
+from conftest import PATIENCE_SECONDS, LiveServer
 from event_streams import (
+    BACK,
+    BEHAVIOR,
     DIFFERENCES,
     ENCODED,
     LAST_IDS,
@@ -89,8 +94,54 @@ WAIT = """
 """
 CLOCK_MS = 20  # browsers blur their clocks
 
+HAS = """
+() => [
+  Symbol.asyncIterator in ReadableStream.prototype,
+  "setHTML" in Element.prototype,
+]
+"""
+CANCEL = """
+async (url) => {
+  const reader = (await fetch(url)).body.getReader();
+  await reader.read();
+  reader.cancel();
+}
+"""
+READ_DATA = """
+(url) => new Promise((resolve) => {
+  const source = new EventSource(url);
+  const all = [];
+  source.onmessage = ({ data }) => all.push(data);
+  source.onerror = () => {
+    source.close();
+    resolve(all);
+  };
+})
+"""
+
 sent: dict[str, list[str | None]] = defaultdict(list)
 """For each path, the Last-Event-ID of each request."""
+
+# Whether /silence is to go on, and whether its client has closed it.
+goes_on, is_closed = Event(), Event()
+
+
+def silence(socket) -> Iterator[bytes]:
+    """Yield a text, and more as soon as `goes_on` is set."""
+    try:
+        yield b"word " * 400  # WebKit keeps a shorter text back
+        while not select([socket], [], [], 0.02)[0]:
+            if goes_on.is_set():
+                yield b"more"
+    finally:
+        is_closed.set()
+
+
+def cut_bom(seconds: float) -> Iterator[bytes]:
+    """Yield a BOM in two pieces. Nothing shows when a browser has read one."""
+    yield b"\xef\xbb"
+    time.sleep(seconds)
+    yield b"\xbfdata: a\n\ndata: b\n\n"
 
 
 @Request.application
@@ -98,6 +149,11 @@ def serve_case(request: Request) -> Response:
     table, _, number = request.path[1:].partition("/")
     if not table:
         return Response("<!doctype html>", mimetype="text/html")
+    if table == "silence":
+        words = silence(request.environ["werkzeug.socket"])
+        return Response(words, mimetype="text/html")
+    if table == "BOM":
+        return Response(cut_bom(float(number)), mimetype="text/event-stream")
     sent[request.path].append(request.headers.get("Last-Event-ID"))
     stream, status, kind = b"retry: 1\n", 200, "text/event-stream"
     if table == "default":
@@ -123,6 +179,8 @@ def serve_case(request: Request) -> Response:
 def event_stream_site() -> Iterator[str]:
     """Run the site. Yield its URL."""
     sent.clear()
+    goes_on.clear()
+    is_closed.clear()
     with LiveServer(serve_case) as server:
         yield f"{server.url}/"
 
@@ -176,10 +234,38 @@ def check_waits(engine: str, evaluate: Callable) -> None:
         assert found >= known - CLOCK_MS
 
 
+def check_behavior(engine: str, evaluate: Callable) -> None:
+    """Check what an engine has, and what it does with a silent stream."""
+    has_for_await, has_set_html = evaluate(HAS)
+    evaluate(CANCEL, "/silence")
+    closes = is_closed.wait(0.5 if engine == "firefox" else PATIENCE_SECONDS)
+    goes_on.set()
+    assert is_closed.wait(PATIENCE_SECONDS)
+    for seconds in (0.01, 1, 10):  # a slow browser gets both pieces at once
+        data = evaluate(READ_DATA, f"/BOM/{seconds}")
+        if engine != "webkit" or data == ["b"]:
+            break
+    found = [has_for_await, has_set_html, closes, data]
+    found = dict(zip(BEHAVIOR, found, strict=True))
+    _check("behavior", engine, found, BEHAVIOR)
+
+
+def check_back(engine: str, state: str | None) -> None:
+    """Check the state of a frame after Back, or None if there is no frame."""
+    ((name, standard),) = BACK.items()
+    _check("back", engine, {name: state or standard}, BACK)
+
+
 def _read_to_the_end(table: str, cases: dict, evaluate: Callable) -> dict:
     """Return for each case whether it opened, and the id of its last event."""
     urls = [f"/{table}/{number}" for number in range(len(cases))]
     return dict(zip(cases, evaluate(READ_TO_THE_END, urls), strict=True))
 
 
-CHECKS = [check_streams, check_responses, check_last_ids, check_waits]
+CHECKS = [
+    check_streams,
+    check_responses,
+    check_last_ids,
+    check_waits,
+    check_behavior,
+]

@@ -513,6 +513,15 @@ RESPONSES = {
     "unavailable": (503, "text/event-stream", False),
 }
 
+# What engines do, except for their known differences.
+BEHAVIOR = {
+    "a body has for await": True,
+    "an element has setHTML": True,
+    "reader.cancel() closes a silent stream": True,
+    "data after a BOM that is cut in two": ["a", "b"],
+}
+BACK = {"a frame that was still loading": "the page is loaded again"}
+
 # The ids that browsers resume from if they ignore ids without data.
 RESUMED_WITHOUT = {
     "id without data": "1",
@@ -548,10 +557,21 @@ DIFFERENCES = {
             },
             "last IDs": RESUMED_WITHOUT,
         },
+        "`reader.cancel()` on a silent stream": {
+            "behavior": {"reader.cancel() closes a silent stream": False},
+        },
     },
     "webkit": {
         "`id` in a block without `data`": {"last IDs": RESUMED_WITHOUT},
-        "UTF-16 BOM; BOM cut in two": {"streams": {"BOM of UTF-16": []}},
+        "UTF-16 BOM; BOM cut in two": {
+            "streams": {"BOM of UTF-16": []},
+            "behavior": {"data after a BOM that is cut in two": ["b"]},
+        },
+        "`setHTML`": {"behavior": {"an element has setHTML": False}},
+        "`for await` over a body": {
+            "behavior": {"a body has for await": False},
+        },
+        "after Back": {"back": {"a frame that was still loading": "complete"}},
     },
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import distribution
 from io import BytesIO
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 from conftest import (
@@ -25,7 +26,9 @@ from conftest import (
 from parts import PARTS, needed
 from upstream import DONE, FINISH, ROLE, Upstream, delta, stream
 
+import broker
 from demos import LESSONS
+from redis_broker import RedisBroker
 from website.needs import imported, lesson_files
 from website.pages import texts
 from website.take import app_files, packages, requirements
@@ -241,7 +244,7 @@ def test_a_download_says_what_to_set_and_what_to_change(app):
 
 
 def test_a_download_shares_its_events_in_redis(
-    app, start, redis_server, tmp_path
+    app, start, redis_server, tmp_path, monkeypatch
 ):
     flask_take(app, "notifications", tmp_path)
     redis = redis_server.client()
@@ -251,6 +254,12 @@ def test_a_download_shares_its_events_in_redis(
     with server.post("/notifications", text, Content_Type=JSON) as answer:
         assert answer.status == 201
     assert redis.keys("sse:*")
+    # It never shares them in a cluster.
+    monkeypatch.setattr(broker, "BROKER", None)
+    monkeypatch.setattr(RedisBroker, "refuse_cluster", lambda _: sys.exit("no"))
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    with pytest.raises(SystemExit):
+        run_path(tmp_path / "app.py")
 
 
 def flask_take(app, name, folder):

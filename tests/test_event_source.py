@@ -1,6 +1,5 @@
 """Parse any bytes in chunks of any size; reconnect as a browser does."""
 
-import json
 import logging
 import re
 import runpy
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import pairwise, repeat
+from select import select
 
 import pytest
 import requests
@@ -72,32 +72,14 @@ def test_parses_complete_streams_as_a_browser_does():
     assert found == EXPECTED
 
 
-def test_parses_streams_byte_by_byte():
-    for name, (stream, events) in SHORT.items():
-        assert dispatched(chunks(stream, 1)) == events, name
-
-
-def test_parses_streams_cut_in_two_anywhere():
+def test_parses_streams_cut_anywhere():
     for name, (stream, events) in SHORT.items():
         for place in range(min(len(stream), 80)):
             found = dispatched(pieces(stream, [place]))
             assert found == events, (name, place)
-
-
-def test_ignores_empty_chunks():
-    for name, (stream, events) in STREAMS.items():
-        parts = [b"", stream[:1], b"", b"", *pieces(stream[1:], [7, 7]), b""]
-        assert dispatched(parts) == events, name
-
-
-FIXED = settings(deadline=None, derandomize=True, max_examples=40)
-
-
-@FIXED
-@given(st.binary(), st.lists(st.integers(0, 99)))
-def test_the_size_of_chunks_makes_no_difference(stream, places):
-    complete = list(parse_events([stream]))
-    assert list(parse_events(pieces(stream, places))) == complete
+        assert dispatched(chunks(stream, 1)) == events, name
+        with_empty_chunks = [b"", stream[:1], b"", stream[1:], b""]
+        assert dispatched(with_empty_chunks) == events, name
 
 
 @pytest.mark.parametrize("size", [1, 999])
@@ -146,11 +128,11 @@ def test_retry_must_be_digits_only():
     assert found == RETRIES
 
 
-TEXTS = st.text() | st.text("ab :\t\0\r\n\u2028\x85\ufeff")
+TEXTS = st.text("ab :\t\0\r\n\u2028\x85\ufeffé你😀")
 ONE_LINE = TEXTS.map(lambda text: re.sub("[\r\n\0]", "", text))
 
 
-@FIXED
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(
     st.lists(
         st.builds(
@@ -181,24 +163,6 @@ def test_encoded_events_are_parsed_back_unchanged(events, places):
     assert list(parse_events(pieces(stream, places))) == expected
 
 
-JSON_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False),
-    lambda values: st.lists(values) | st.dictionaries(TEXTS, values | TEXTS),
-    max_leaves=9,
-)
-
-
-@FIXED
-@given(JSON_VALUES)
-def test_json_is_one_line_and_is_parsed_back_unchanged(value):
-    encoded = Event(value).encode()
-    assert encoded.count(b"\n") == 2
-    assert [json.loads(e.data) for e in parse_events([encoded])] == [value]
-
-
 def many_events(size: int) -> bytes:
     return b"id: 1\ndata: xxxx\n\n" * (size // 18)
 
@@ -220,17 +184,16 @@ def seconds_to_parse(stream: bytes, chunk_bytes: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("shape", "megabytes", "chunk_bytes"),
+    ("shape", "size", "chunk_bytes"),
     [
-        (many_events, 1, 10**9),
-        (many_lines, 1, 10**9),
-        (one_line, 20, 16384),
+        (many_events, 2**18, 10**9),
+        (many_lines, 2**18, 10**9),
+        (one_line, 20 * 2**20, 16384),
     ],
 )
 def test_16_times_the_bytes_do_not_take_100_times_as_long(
-    shape, megabytes, chunk_bytes
+    shape, size, chunk_bytes
 ):
-    size = megabytes * 2**20
     part = seconds_to_parse(shape(size // 16), chunk_bytes)
     assert seconds_to_parse(shape(size), chunk_bytes) < 100 * part
 
@@ -617,56 +580,28 @@ def test_a_reader_may_ask_for_an_event_while_another_thread_closes(
 # python -m event_source
 
 
-class Command:
-    """`python -m event_source`, and the lines that it has printed."""
+def test_the_command_prints_immediately_and_exits_on_ctrl_c(upstream):
+    def answer(connection) -> None:
+        first = upstream.requests[0] is connection.request
+        streamed(SOON, b"id: 1\n" + A if first else B, end="silent")(connection)
 
-    def __init__(self, *arguments: str):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "event_source", *arguments],
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
-
-    def interrupt(self) -> str:
-        """Press Ctrl-C, wait for exit, and return standard error."""
-        self.process.send_signal(signal.SIGINT)
-        with self.process:
-            errors = self.process.stderr.read()
-            self._reader.join()
-        return errors
-
-    def wait_for_more(self) -> None:
-        count = len(self.lines)
-        wait_until(lambda: len(self.lines) > count)
-
-
-def test_the_command_loses_and_repeats_no_id_over_two_kills(start):
-    server = start("flask run")
-    path = "/stream/reconnect?retry=1&drop_after=100"
-    command = Command(server.url + path)
-    try:
-        for _ in range(2):
-            command.wait_for_more()
-            server.stop(signal.SIGKILL)
-            server = start("flask run", port=server.port)
-        command.wait_for_more()
-    finally:
-        errors = command.interrupt()
-    assert command.lines == [
-        f"{id} message event {id}" for id in range(1, len(command.lines) + 1)
-    ]
-    reconnections = re.findall("^Reconnecting in 0.1 s: (.*)$", errors, re.M)
-    assert len(reconnections) >= 2
-    assert errors.count("\n") == len(reconnections) + 1
+    upstream.answer = answer
+    with subprocess.Popen(
+        [sys.executable, "-m", "event_source", upstream.url],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            for line in ("1 message a\n", "1 message b\n"):
+                wait_until(lambda: select([process.stdout], [], [], 0)[0])
+                assert process.stdout.readline() == line
+                upstream.connections[0].close()
+        finally:
+            process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+    assert errors == "Reconnecting in 0.1 s: ProtocolError\n\n"
 
 
 @pytest.fixture

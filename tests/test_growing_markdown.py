@@ -193,7 +193,7 @@ def test_a_block_is_finished_once_later_text_cannot_change_it(text):
     assert len(list(markdown.take_finished())) == FINISHED[text]
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(
     st.lists(st.sampled_from(ATOMS), max_size=40).map("".join),
     st.randoms(use_true_random=False),
@@ -239,11 +239,11 @@ def test_a_long_list_is_rendered_as_several():
     assert sum(part.html.count("<li>a</li>") for part in parts) == 1000
 
 
-@pytest.mark.parametrize("language", LANGUAGES.split())
-def test_code_in_each_language_is_highlighted(language):
-    (block,) = blocks(f"```{language}\n<?php 'a' # b\n+c\n```\n")
-    assert "<span class=" in block.html
-    assert block.blocked == []
+def test_code_in_each_language_is_highlighted():
+    for language in LANGUAGES.split():
+        (block,) = blocks(f"```{language}\n<?php 'a' # b\n+c\n```\n")
+        assert "<span class=" in block.html, language
+        assert block.blocked == [], language
 
 
 def test_long_code_is_highlighted_to_its_end():
@@ -278,7 +278,6 @@ def test_an_incomplete_reference_is_not_remembered():
 TEXTS = {
     "one paragraph": ("", "word *word* and `code` and more\n"),
     "one code block": ("```python\n", "    def f(x): return x + 1  # <b>\n"),
-    "one list": ("", "- item of a list that has **no** end\n"),
     "short paragraphs": ("", "a\n\n"),
     "raw HTML": ("", "<b onclick=1>a</b> <img src=x>\n\n"),
     "unclosed formats": ("x ", "".join(f"<em a{n}>x<p>" for n in range(500))),
@@ -286,8 +285,6 @@ TEXTS = {
     "a long URL": (f"[a]: /{'b' * 1000}\n\n", "[a]\n"),
     "a long title": (f"[a]: b '{'&' * 180}'\n\n", "[a]\n\n"),
     "open brackets": ("", "["),
-    "open images": ("", "!["),
-    "half-open brackets": ("", "[[]"),
     "labels": ("", "[a]["),
     "open comments": ("", "<!--"),
     "open tags": ("", "<b "),
@@ -325,20 +322,24 @@ def cost(beginning, repeated, size, piece):
     return calls, drawn, draws
 
 
-@pytest.mark.parametrize("kind", TEXTS)
-def test_no_text_costs_much_more_than_plain_prose(kind):
-    for piece in (60, 3000):
-        calls, drawn, _ = cost(*TEXTS[kind], 3000, piece)
-        prose_calls, prose_drawn, _ = cost(*PROSE, 3000, piece)
-        assert calls <= 35 * prose_calls
-        assert drawn <= 40 * prose_drawn
+@pytest.mark.parametrize(
+    ("kind", "piece"),
+    [
+        *((kind, 3000) for kind in TEXTS),
+        ("a deep quotation that continues", 60),
+    ],
+)
+def test_no_text_costs_much_more_than_plain_prose(kind, piece):
+    calls, drawn, _ = cost(*TEXTS[kind], 3000, piece)
+    prose_calls, prose_drawn, _ = cost(*PROSE, 3000, piece)
+    assert calls <= 35 * prose_calls
+    assert drawn <= 40 * prose_drawn
 
 
 @pytest.mark.parametrize(
     ("kind", "least", "most"),
     [
         ("one paragraph", 30, 50),
-        ("one list", 25, 50),
         ("rows of a wide table", 5, 25),
         ("unclosed formats", 5, 25),
         ("open brackets", 5, 25),

@@ -4,12 +4,10 @@ import threading
 import types
 import weakref
 from contextlib import closing
+from operator import attrgetter
 
 import pytest
 import requests
-from openai.lib.streaming.chat import ChatCompletionStreamState
-from openai.types import ErrorObject, Model
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 import language_model
 from event_source import parse_events
@@ -66,8 +64,6 @@ SUM = {
 @pytest.fixture(autouse=True)
 def plug_in(monkeypatch):
     """Mount an offline model. Return a function that mounts a slower one."""
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(language_model, "session", requests.Session())
     monkeypatch.setattr(language_model, "BASE_URL", URL)
 
@@ -97,22 +93,22 @@ def received(answer: Answer) -> bytes:
 
 
 def unstreamed(*messages: dict, **options) -> dict:
-    """Return an answer without streaming, in the official format."""
-    body = received(ask(list(messages), stream=False, **options))
-    answer = json.loads(body)
-    ChatCompletion.model_validate(answer, strict=True)
-    return answer
+    return json.loads(received(ask(list(messages), stream=False, **options)))
 
 
 def chunks(*messages: dict, **options) -> list[dict]:
-    """Return the chunks of an answer, each in the official format."""
     body = received(ask(list(messages), **options))
     *events, done = [event.data for event in parse_events([body])]
     assert done == "[DONE]"
-    found = [json.loads(event) for event in events]
-    for chunk in found:
-        ChatCompletionChunk.model_validate(chunk, strict=True)
-    return found
+    return [json.loads(event) for event in events]
+
+
+def tool_calls(prompt: str, *functions: dict) -> list[dict]:
+    (choice,) = unstreamed(user(prompt), tools=tools(*functions))["choices"]
+    calls = choice["message"].get("tool_calls", [])
+    assert choice["finish_reason"] == ("tool_calls" if calls else "stop")
+    assert (choice["message"]["content"] is None) == bool(calls)
+    return calls
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -125,19 +121,11 @@ def test_the_answer_matches_the_prompt_and_its_language(prompt):
     assert all(len(word.split()) <= 1 for word in words)
 
 
-def test_every_answer_exists_in_both_languages():
-    assert set(offline_answers.ANSWERS) == {
-        f"{topic}.{language}"
-        for topic in offline_answers.TOPICS
-        for language in ("en", "zh")
-    }
-
-
-@pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("topic", CONSTRUCTS)
-def test_samples_contain_every_construct(topic, language):
-    sample = "\n" + offline_answers.ANSWERS[f"{topic}.{language}"]
-    assert [part for part in CONSTRUCTS[topic] if part not in sample] == []
+def test_samples_contain_every_construct():
+    for topic, constructs in CONSTRUCTS.items():
+        for language in ("en", "zh"):
+            sample = "\n" + offline_answers.ANSWERS[f"{topic}.{language}"]
+            assert [part for part in constructs if part not in sample] == []
 
 
 @pytest.mark.parametrize(
@@ -157,19 +145,15 @@ def test_answers_the_last_message_of_the_user(messages):
     assert text_of(*messages).startswith("## Event streams or WebSockets?")
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
+def test_messages_without_text_get_the_default_answer():
+    for message in (
         {},
         {"role": "system", "content": "Be brief."},
         {"role": "user"},
-        user(None),
         user(5),
         user([5, {"type": "image_url"}]),
-    ],
-)
-def test_messages_without_text_get_the_default_answer(message):
-    assert text_of(message).startswith("**Server-sent events** are")
+    ):
+        assert text_of(message).startswith("**Server-sent events** are")
 
 
 def chunk_bytes(delta: str, reason: str = "null") -> bytes:
@@ -189,6 +173,9 @@ def same_ids(monkeypatch):
 
 def test_text_is_streamed_in_the_official_format(same_ids, monkeypatch):
     monkeypatch.setitem(offline_answers.ANSWERS, "default.en", "Hi \n你好")
+    with closing(ask([user("Hi")])) as answer:
+        media_type = answer.open().headers["Content-Type"]
+    assert media_type == "text/event-stream"
     assert received(ask([user("Hi")])) == b"".join(
         [
             chunk_bytes('{"role":"assistant","content":"","refusal":null}'),
@@ -241,45 +228,10 @@ def test_tool_calls_are_streamed_in_the_official_format(same_ids, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
-    ("prompt", "reason"), [("Compare", "stop"), ("The sum of 1", "tool_calls")]
-)
-def test_the_official_client_can_join_the_chunks(same_ids, prompt, reason):
-    options = {"tools": tools(SUM)}
-    state = ChatCompletionStreamState()
-    streamed = chunks(
-        user(prompt), stream_options={"include_usage": True}, **options
-    )
-    for chunk in streamed:
-        state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
-    found = state.get_final_completion()
-    expected = ChatCompletion.model_validate(
-        unstreamed(user(prompt), **options)
-    )
-    (choice,), (wanted,) = found.choices, expected.choices
-    assert choice.finish_reason == wanted.finish_reason == reason
-    assert choice.message.content == wanted.message.content
-    assert found.usage == expected.usage
-    calls, wanted_calls = [
-        [
-            (call.id, call.type, call.function.name, call.function.arguments)
-            for call in message.tool_calls or ()
-        ]
-        for message in (choice.message, wanted.message)
-    ]
-    assert calls == wanted_calls
-    assert bool(calls) == (reason == "tool_calls")
-
-
-@pytest.mark.parametrize(
-    "options", [None, {}, {"include_usage": False}, "include_usage"]
-)
-def test_usage_is_sent_only_on_request(options):
-    found = chunks(user("Hi"), stream_options=options)
-    assert all("usage" not in chunk for chunk in found)
-
-
-def test_usage_is_sent_last():
+def test_usage_is_sent_last_and_only_on_request():
+    for options in (None, {}, {"include_usage": False}, "include_usage"):
+        found = chunks(user("Two words"), stream_options=options)
+        assert all("usage" not in chunk for chunk in found)
     *first, last = chunks(
         user("Two words"), stream_options={"include_usage": True}
     )
@@ -292,20 +244,6 @@ def test_usage_is_sent_last():
         "completion_tokens": answered,
         "total_tokens": 2 + answered,
     }
-
-
-def test_the_media_type_matches_the_body():
-    for stream, media_type in ((True, "text/event-stream"), (False, "json")):
-        with closing(ask([user("Hi")], stream=stream)) as answer:
-            assert media_type in answer.open().headers["Content-Type"]
-
-
-def test_lists_its_only_model():
-    models = json.loads(received(Answer("/models")))
-    assert models["object"] == "list"
-    (model,) = models["data"]
-    Model.model_validate(model, strict=True)
-    assert model["id"] == unstreamed(user("Hi"))["model"] == "offline"
 
 
 NO_REQUESTS = [
@@ -336,7 +274,6 @@ def test_an_invalid_request_gets_an_official_error(method, path, body, status):
     assert response.status_code == status
     assert response.headers["Content-Type"] == "application/json"
     error = response.json()["error"]
-    ErrorObject.model_validate(error, strict=True)
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
 
@@ -353,32 +290,28 @@ def test_an_invalid_request_gets_an_official_error(method, path, body, status):
     ],
 )
 def test_calls_the_tools_that_the_message_mentions(prompt, names):
-    (choice,) = unstreamed(user(prompt), tools=tools(TIME, SUM))["choices"]
-    calls = choice["message"].get("tool_calls", [])
+    calls = tool_calls(prompt, TIME, SUM)
     assert [call["function"]["name"] for call in calls] == names
     assert len({call["id"] for call in calls}) == len(names)
-    assert (choice["message"]["content"] is None) == bool(names)
 
 
 @pytest.mark.parametrize(
     "name", ["get-the-time-of", "the_time", "time__", "getTime_TIME"]
 )
 def test_one_word_of_a_tools_name_is_enough(name):
-    options = {"tools": tools({"name": name})}
-    for prompt, reason in (("The time", "tool_calls"), ("get the of", "stop")):
-        (choice,) = unstreamed(user(prompt), **options)["choices"]
-        assert choice["finish_reason"] == reason
+    assert tool_calls("The time", {"name": name})
+    assert not tool_calls("get the of", {"name": name})
 
 
-@pytest.mark.parametrize("last", [{}, {"role": "assistant"}])
-def test_calls_no_tool_until_the_user_writes_again(last):
-    text = text_of(user("What time is it?"), last, tools=tools(TIME))
-    assert text.startswith("**Server-sent events**")
-
-
-@pytest.mark.parametrize("absent", [None, []])
-def test_without_tools_it_answers_in_text(absent):
-    assert text_of(user("What time is it?"), tools=absent)
+def test_without_tools_or_a_new_message_it_answers_in_text():
+    question = user("What time is it?")
+    for messages, given in (
+        ([question], None),
+        ([question, {}], tools(TIME)),
+        ([question, {"role": "assistant"}], tools(TIME)),
+    ):
+        text = text_of(*messages, tools=given)
+        assert text.startswith("**Server-sent events**")
 
 
 TEXT, NUMBER, INTEGER, FLAG = (
@@ -427,16 +360,14 @@ UNIT = {"type": "string", "enum": ["celsius", "fahrenheit"]}
     ],
 )
 def test_arguments_are_filled_from_the_message(prompt, properties, arguments):
-    function = {"name": "run", "parameters": {"properties": properties}}
-    answer = unstreamed(user(prompt), tools=tools(function))
-    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    parameters = {"properties": properties}
+    (call,) = tool_calls(prompt, {"name": "run", "parameters": parameters})
     assert json.loads(call["function"]["arguments"]) == arguments
 
 
 @pytest.mark.parametrize("parameters", [{}, {"parameters": None}])
 def test_a_tool_may_have_no_parameters(parameters):
-    answer = unstreamed(user("Run"), tools=tools({"name": "run"} | parameters))
-    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    (call,) = tool_calls("Run", {"name": "run"} | parameters)
     assert call["function"] == {"name": "run", "arguments": "{}"}
 
 
@@ -448,13 +379,12 @@ def test_a_tool_may_have_no_parameters(parameters):
     ],
 )
 def test_the_answer_repeats_the_results_of_tools(prompt, text):
-    asked = unstreamed(user("The sum and the time"), tools=tools(TIME, SUM))
-    message = asked["choices"][0]["message"]
-    first, second = [call["id"] for call in message["tool_calls"]]
+    calls = tool_calls("The sum and the time", TIME, SUM)
+    first, second = [call["id"] for call in calls]
     messages = [
         {"role": "tool", "tool_call_id": "before", "content": "old"},
         user(prompt),
-        message,
+        {"role": "assistant", "content": None, "tool_calls": calls},
         {"role": "tool", "tool_call_id": first, "content": "9:30"},
         {"role": "tool", "tool_call_id": second, "content": "7"},
     ]
@@ -468,55 +398,30 @@ def test_a_result_of_an_unknown_call_is_repeated_too(tool_id):
     assert text_of(user("Sum"), result, tools=tools(SUM)) == text
 
 
-class Pauses:
-    """A stand-in for `threading` that records the pauses and skips them."""
-
-    def __init__(self):
-        self.seconds = []
-
-    def Event(self) -> threading.Event:  # noqa: N802
-        event = threading.Event()
-        event.wait = self.seconds.append
-        return event
-
-
 def test_pauses_between_words(plug_in, monkeypatch):
-    pauses = Pauses()
-    monkeypatch.setattr(offline_model, "threading", pauses)
+    seconds = []
+    event = types.SimpleNamespace(wait=seconds.append, set=lambda: None)
+    module = types.SimpleNamespace(Event=lambda: event)
+    monkeypatch.setattr(offline_model, "threading", module)
     plug_in(0.25)
     words = []
     for word in deltas(ask([user("Hi")])):
         words.append(word)
-        assert pauses.seconds == [0.0] + [0.25] * len(words)
-
-
-def test_each_read_returns_one_word():
-    with closing(ask([user("Hi")])) as answer:
-        answer.open()
-        beginning, *words, _ = answer
-    assert b'"role":"assistant"' in beginning
-    assert all(word.count(b'{"content":') == 1 for word in words)
-    assert len(words) == len(list(deltas(ask([user("Hi")]))))
+        assert seconds == [0.0] + [0.25] * len(words)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_body_can_be_read_in_any_way(same_ids, stream):
+def test_the_body_can_be_read_at_once_or_in_pieces(same_ids, stream):
     body = {"messages": [user("Compare")], "stream": stream}
-    url = f"{URL}/chat/completions"
-
-    def post(**options) -> requests.Response:
-        return language_model.session.post(url, json=body, **options)
-
-    expected = post().content
-    assert expected
-    assert post(stream=True).raw.read() == expected
-    assert b"".join(post(stream=True).iter_content(7)) == expected
-    assert b"\n".join(post(stream=True).raw) == b"\n".join(
-        expected.splitlines(keepends=True)
+    expected, response = (
+        language_model.session.post(
+            f"{URL}/chat/completions", json=body, stream=is_read_later
+        )
+        for is_read_later in (False, True)
     )
-    with post(stream=True) as response:
-        pieces = iter(lambda: response.raw.read1(3, decode_content=True), b"")
-        assert b"".join(pieces) == expected
+    pieces = iter(lambda: response.raw.read1(3, decode_content=True), b"")
+    assert expected.content
+    assert b"".join(pieces) == expected.content
 
 
 @pytest.fixture
@@ -536,31 +441,20 @@ def waiting(plug_in, monkeypatch):
     return waiting
 
 
-@pytest.mark.parametrize("way", ["answer", "raw.shutdown", "response"])
-def test_closing_an_answer_in_another_thread_ends_the_pause(waiting, way):
+@pytest.mark.parametrize("way", ["raw.shutdown", "close"])
+def test_closing_a_response_in_another_thread_ends_the_pause(waiting, way):
     with closing(ask([user("Hi")])) as answer:
-        response = answer.open()
+        close = attrgetter(way)(answer.open())
 
-        def close() -> None:
+        def close_while_it_waits() -> None:
             waiting.wait(30)
-            {
-                "answer": answer.close,
-                "raw.shutdown": response.raw.shutdown,
-                "response": response.close,
-            }[way]()
+            close()
 
-        closer = threading.Thread(target=close)
+        closer = threading.Thread(target=close_while_it_waits)
         closer.start()
         with pytest.raises(ModelError, match="broke off"):
             list(answer)
         closer.join()
-
-
-def test_an_answer_that_was_closed_before_reading_breaks_off():
-    answer = ask([user("Hi")])
-    answer.close()
-    with pytest.raises(ModelError, match="broke off"):
-        list(deltas(answer))
 
 
 def test_a_shutdown_ends_an_answer_but_not_a_complete_one():

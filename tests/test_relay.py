@@ -1,11 +1,7 @@
 import json
-from collections.abc import Iterator
 
-import httpx
-import openai
 import pytest
 from conftest import JSON, read_until, wait_until, without_comments
-from flask import Flask
 from playwright.sync_api import expect
 from upstream import (
     BYTE_FAULTS,
@@ -472,86 +468,6 @@ def test_a_disconnect_closes_the_connection_to_the_upstream(
     wait_until(connection.disconnected.is_set)
 
 
-# The official client
-
-
-def official_client(app: Flask) -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url="http://localhost/v1",
-        api_key="caller-key",
-        max_retries=0,
-        http_client=httpx.Client(transport=httpx.WSGITransport(app)),
-    )
-
-
-@pytest.fixture
-def official(app) -> Iterator[openai.OpenAI]:
-    with official_client(app) as official:
-        yield official
-
-
-def ask(official: openai.OpenAI, **options):
-    return official.chat.completions.create(
-        model="a", messages=MESSAGES, **options
-    )
-
-
-def check_official_client(official: openai.OpenAI) -> None:
-    complete = ask(official)
-    options = {"include_usage": True}
-    *chunks, usage = ask(official, stream=True, stream_options=options)
-    plain = list(ask(official, stream=True))
-    text = complete.choices[0].message.content
-    for streamed in (chunks, plain):
-        contents = [one.choices[0].delta.content for one in streamed]
-        assert "".join(filter(None, contents)) == text
-        assert streamed[-1].choices[0].finish_reason == "stop"
-    assert usage.usage == complete.usage
-    assert len(list(official.models.list())) == 1
-    with pytest.raises(openai.NotFoundError, match="/v1/embeddings"):
-        official.embeddings.create(model="a", input="Hi")
-
-
-def test_official_client_works_offline():
-    app = create_app({"OFFLINE_WORD_SECONDS": 0})
-    with official_client(app) as official:
-        check_official_client(official)
-
-
-def test_official_client_works_online(official, upstream):
-    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
-
-    def answer(connection):
-        asked = connection.request
-        if asked.method == "GET":
-            model = {"id": "a", "object": "model", "created": 1}
-            models = [model | {"owned_by": "us"}]
-            body = {"object": "list", "data": models}
-            answer = page(json.dumps(body).encode())
-        elif not asked.json["stream"]:
-            body = json.loads(COMPLETION) | {"usage": usage}
-            answer = page(json.dumps(body).encode())
-        elif asked.json.get("stream_options") == {"include_usage": True}:
-            last = event({"choices": [], "usage": usage})
-            answer = stream(*HELLO[:-1], last, DONE)
-        else:
-            answer = stream(*HELLO)
-        answer(connection)
-
-    upstream.answer = answer
-    check_official_client(official)
-
-
-def test_official_client_raises_when_the_answer_breaks_off(official, upstream):
-    for name in ("401", "cut, chunked", "an error object"):
-        upstream.answer = FAULTS[name].answer
-        with pytest.raises(openai.APIError):
-            list(ask(official, stream=True))
-    upstream.answer = stream(ROLE, HALF, end="cut")
-    with pytest.raises(json.JSONDecodeError):
-        list(ask(official, stream=True))
-
-
 # The page
 
 
@@ -581,7 +497,7 @@ def test_page_shows_the_answer_or_why_there_is_none_and_can_stop(
     upstream.answer = FAULTS["401"].answer
     press(page, "Ask")
     expect_end(page, "\n\nIncorrect API key provided.")
-    page.expected = "401"
+    page.expected = "the server responded with a status of"
 
     upstream.answer = stream(delta("Hello"), end="silent")
     press(page, "Ask")
@@ -589,3 +505,17 @@ def test_page_shows_the_answer_or_why_there_is_none_and_can_stop(
     press(page, "Stop")
     expect_end(page, "Hello")
     wait_until(upstream.connections[-1].disconnected.is_set)
+
+    answers = [
+        {"status": 502, "body": "<h1>Bad gateway</h1>"},
+        {"body": delta("Hi")},
+        {"body": delta("Hi") + FINISH},
+    ]
+    page.route("**/v1/*/*", lambda route: route.fulfill(**answers.pop()))
+    for text in (
+        "Hi",
+        "Hi\n\nThe answer broke off.",
+        "\n\nThe server answered 502.",
+    ):
+        press(page, "Ask")
+        expect_end(page, text)

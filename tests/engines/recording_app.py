@@ -3,6 +3,10 @@
 WebKitGTK's driver reports none of them. The first script of each page does.
 """
 
+import threading
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
 from flask import Flask, Response
 
 import app as ours
@@ -23,7 +27,8 @@ window.recorded = [];
 """
 
 
-def create_app() -> Flask:
+def create_app(hold: bool = False) -> Flask:
+    """Return the app. With `hold`, its streams begin, but never end."""
     app = ours.create_app()
 
     @app.get("/record.js")
@@ -35,6 +40,13 @@ def create_app() -> Flask:
         if response.mimetype == "text/html" and not response.is_streamed:
             script = '<head><script src="/record.js"></script>'
             response.set_data(response.get_data(True).replace("<head>", script))
+        if hold and response.is_streamed:
+            response.response = begin(response.response)
         return response
 
     return app
+
+
+def begin(body: Iterable) -> Iterator:
+    yield from islice(body, 2)  # how to reconnect, and an event
+    threading.Event().wait()
