@@ -431,6 +431,7 @@ def in_redis(monkeypatch, app, redis_server) -> Iterator[str]:
     """Share the lessons' channels with servers that have this URL."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)  # threads end soon
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
+    monkeypatch.setattr(background, "_watched", set())
     new = redis_broker.RedisBroker(redis_server.url)
     monkeypatch.setattr(broker, "BROKER", new)
     yield redis_server.url

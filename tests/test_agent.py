@@ -295,13 +295,15 @@ def test_a_disconnect_during_a_long_tool_call_closes_the_connection(
 ):
     monkeypatch.setattr(agent, "NOTICE_SECONDS", 0.01)
 
-    def endless(connection):
+    def long(connection):
         start = pieces(first(0, "a", "get_sum", '{"numbers": ['))
         stream(start, framing="close", end="silent")(connection)
-        while not connection.disconnected.wait(0.02):
-            connection.send(pieces(piece(0, "1, ")))
+        for _ in range(1000):
+            if not connection.disconnected.wait(0.02):
+                connection.send(pieces(piece(0, "1, ")))
+        connection.close()
 
-    upstream.answer = endless
+    upstream.answer = long
     with client.get(PATH) as response:
         chunks = iter(response.response)
         read_until(chunks, b":\n")

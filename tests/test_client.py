@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import LiveServer, read_until, wait_until, without_comments
 from playwright.sync_api import expect
-from upstream import Upstream, silence, stream
+from upstream import Upstream, stream
+from upstream import page as one_page
 
 from app import create_app
 from demos import client as lesson
@@ -43,7 +44,7 @@ def reading(client, own):
 
 
 def test_reads_from_its_own_server_whatever_the_host_header_says(server):
-    with Upstream(silence) as elsewhere:
+    with Upstream(one_page(b"", "404 Not Found")) as elsewhere:
         host = f"127.0.0.1:{elsewhere.server_address[1]}"
         with server.get(PATH, Host=host) as client:
             body = read_until(client.chunks(), b"id: 2\n")

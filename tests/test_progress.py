@@ -146,8 +146,13 @@ def begin(server: Server) -> str:
         return answer.header("Location")
 
 
-def newest_id(path: str) -> str:
-    return broker.newest(path.removeprefix("/").replace("/", ":")).id
+def newest(path: str) -> Event:
+    return broker.newest(path.removeprefix("/").replace("/", ":"))
+
+
+def wait_until_lost(path: str) -> None:
+    wait_until(lambda: newest(path).event == "failed")
+    assert json.loads(newest(path).data) == LOST
 
 
 def test_clients_get_an_end_after_a_server_was_killed(
@@ -163,8 +168,9 @@ def test_clients_get_an_end_after_a_server_was_killed(
         dying.process.kill()
         dying.process.wait()
         # This client had every event, and reconnects to this process.
-        last = {"Last-Event-ID": newest_id(second)}
+        last = {"Last-Event-ID": newest(second).id}
         with client.get(second, headers=last) as back:
+            wait_until_lost(second)
             assert end_of(parse_events(back.response)) == ("failed", LOST)
         assert end_of(events) == ("failed", LOST)
 
@@ -194,7 +200,7 @@ def signal_server(server: Server, stop: str) -> None:
 
 
 @pytest.mark.parametrize("command", STOPS)
-def test_a_server_that_stops_ends_every_job(start, client, in_redis, command):
+def test_a_server_that_stops_ends_every_job(start, in_redis, command):
     shared = {"REDIS_URL": in_redis, "FLASK_JOB_LOST_SECONDS": "600"}
     stopping = start(command, **shared)
     pid = stopping.process.pid
@@ -203,9 +209,7 @@ def test_a_server_that_stops_ends_every_job(start, client, in_redis, command):
         old = children(pid)
         signal_server(stopping, stop)
         for path in paths:
-            with client.get(path) as follower:
-                end = end_of(parse_events(follower.response))
-            assert end == ("failed", LOST)
+            wait_until_lost(path)
         # Ctrl-C makes a worker that is already exiting log a traceback.
         wait_until(lambda old=old: not old & children(pid))
     stopping.process.wait(60)
@@ -246,8 +250,8 @@ def test_all_windows_follow_a_job_from_its_newest_event_until_it_is_stopped(
 
     def wait_for_silence():
         path = lesson.evaluate("location.hash.slice(1)")
-        seen = newest_id(path)
-        wait_until(lambda: newest_id(path) != seen)
+        seen = newest(path).id
+        wait_until(lambda: newest(path).id != seen)
 
     monkeypatch.setattr(progress, "work", held)
     monkeypatch.setattr(background, "PULSE_SECONDS", 0.05)

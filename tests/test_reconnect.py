@@ -112,10 +112,6 @@ UNAVAILABLE = (
     "Failed to load resource: the server responded with a status of 503 "
     "(SERVICE UNAVAILABLE)"
 )
-WRONG_TYPE = (
-    'EventSource\'s response has a MIME type ("text/plain") that is not '
-    '"text/event-stream". Aborting the connection.'
-)
 
 
 def begin(page: Page, *boxes: str, **fields: str) -> None:
@@ -168,7 +164,7 @@ def test_the_browser_reconnects_after_a_drop_but_not_after_a_failure(
     begin(page, AGAIN, retry="100", drop_after="100")
     wait_for_event(page, 1)
     page.evaluate("window.first = source")
-    for drop, status in (("end", "200"), ("cut", "200"), ("end", "301")):
+    for drop, status in (("cut", "200"), ("end", "301")):
         begin(page, drop_after="2", drop=drop, status=status)
         assert page.evaluate("first.readyState") == 2
         wait_for_event(page, 5)
@@ -176,17 +172,13 @@ def test_the_browser_reconnects_after_a_drop_but_not_after_a_failure(
         assert waits(page) == []  # the browser reconnects by itself
 
     page.get_by_label(AGAIN).uncheck()
-    for status, line in [
-        ("503", "status 503"),
-        ("text", "status 200, text/plain"),
-        ("204", "status 204"),
-    ]:
+    for status in ("503", "204"):
         begin(page, drop_after="1", drop="end", status=status)
         expect(page.locator("#state")).to_have_text("failed")
         assert page.evaluate("source.readyState") == 2
         assert (ids(page), waits(page)) == ([1], [])
-        expect(page.locator("#wire .wire")).to_contain_text(line)
-    expect_problems(page, UNAVAILABLE, WRONG_TYPE)
+        expect(page.locator("#wire .wire")).to_contain_text(f"status {status}")
+    expect_problems(page, UNAVAILABLE)
 
 
 @pytest.fixture(scope="module")
