@@ -295,6 +295,7 @@ def test_text_that_looks_like_an_end_does_not_complete_an_answer(relayed):
 
 def test_a_response_that_is_too_large_is_502(client, upstream, monkeypatch):
     monkeypatch.setattr(relay, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(language_model, "SILENCE_SECONDS", 30)
     spaces = b" " * 200_000
     upstream.answer = stream(spaces, end="silent", content_type="text/plain")
     response = client.post(PATH, json=CHAT)
