@@ -293,6 +293,17 @@ def test_text_that_looks_like_an_end_does_not_complete_an_answer(relayed):
         assert relayed(stream(ROLE, last)) == ROLE + last + BROKEN_OFF
 
 
+def test_json_that_breaks_off_is_502(client, upstream):
+    upstream.answer = stream(
+        COMPLETION[:50],
+        framing="length",
+        end="cut",
+        content_type="application/json",
+    )
+    response = client.post(PATH, json=CHAT)
+    check_error(response, 502, language_model.BROKEN_OFF)
+
+
 def test_a_response_that_is_too_large_is_502(client, upstream, monkeypatch):
     monkeypatch.setattr(relay, "MAX_ANSWER_BYTES", 100_000)
     monkeypatch.setattr(language_model, "SILENCE_SECONDS", 30)
