@@ -1,6 +1,7 @@
 """The allowed hosts, and the headers of pages and streams."""
 
 from conftest import NAMES, media_type, open_stream
+from upstream import KEY
 
 from app import create_app
 from website.security import content_security_policy
@@ -19,6 +20,13 @@ def test_every_stream_has_all_required_headers(server):
                 ["close"],
                 ["keep-alive"],
             )
+
+
+def test_no_page_contains_the_key(online_app):
+    client = online_app.test_client()
+    for path in ("/", "/faq", *(f"/demos/{name}" for name in NAMES), "/nope"):
+        response = client.get(path)
+        assert KEY not in f"{response.headers}{response.text}", path
 
 
 def test_the_content_security_policy():
