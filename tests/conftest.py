@@ -5,16 +5,19 @@ here take one of these fixtures, the most used first:
 
     client        Flask's test client: `client.get("/poll")`
     upstream      a language model's API, which answers as the test says
+    online_app    the app in this process, which asks `upstream`
+    page          an empty page in Chromium
     lesson_page   `lesson_page("clock")` opens that lesson's page in Chromium
     store         runs the test twice: with channels in memory and in Redis
     site          the app under `flask run`, which all tests share
     server        runs it twice: with `site`, and with the app under gunicorn
-    start         `start("flask run", FLASK_MAX_STREAMS="2")` starts a server
     live          the app in a thread, so that a test may set its constants
-    page          an empty page in Chromium
-    engine        runs it twice: in Firefox and in WebKit, in tests/engines
-    online        the app in a process of its own, which asks `upstream`
+    start         `start("flask run", FLASK_MAX_STREAMS="2")` starts a server
     redis_server  a Redis server, which the tests share
+    engine        runs it twice: in Firefox and in WebKit, in tests/engines
+    own_redis     a Redis server for one test, which may stop it
+    in_redis      keeps channels in `redis_server`, to share them with a server
+    online        like `server`, but asks `upstream`
 
 `server.get(path)` returns a Client, which reads a stream as it arrives:
 
@@ -385,7 +388,7 @@ def client(app):
 
 @pytest.fixture
 def online_app(upstream, monkeypatch):
-    """The app in this process. No test reaches its timeout for `upstream`."""
+    """The app, which asks `upstream`. No test reaches the timeout for that."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     set_up_parts(dict(shared_app.config, UPSTREAM_SILENCE_SECONDS=300))
@@ -428,7 +431,7 @@ def store(request, monkeypatch, app) -> None:
 
 @pytest.fixture
 def in_redis(monkeypatch, app, redis_server) -> Iterator[str]:
-    """Share the lessons' channels with servers that have this URL."""
+    """Keep the lessons' channels in Redis. With its URL, servers share them."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)  # threads end soon
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
     monkeypatch.setattr(background, "_watched", set())
@@ -585,7 +588,7 @@ def online(online_server) -> Iterator[Server]:
 
 @pytest.fixture
 def upstream(port) -> Iterator[Upstream]:
-    """The upstream of `online`. Without this fixture, its port is closed."""
+    """The upstream of the app. Without this fixture, its port is closed."""
     with Upstream(stream(*HELLO), port) as upstream:
         yield upstream
 

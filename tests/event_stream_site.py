@@ -122,23 +122,23 @@ READ_DATA = """
 sent: dict[str, list[str | None]] = defaultdict(list)
 """For each path, the Last-Event-ID of each request."""
 
-# Whether /silence is to go on, and whether its client has closed it.
-goes_on, is_closed = Event(), Event()
+# Whether /silence has more to send, and whether its client has disconnected.
+has_more, is_closed = Event(), Event()
 
 
 def silence(socket) -> Iterator[bytes]:
-    """Yield a text, and more as soon as `goes_on` is set."""
+    """Yield a text. Then, until a disconnect, yield more if there is more."""
     try:
-        yield b"word " * 400  # WebKit keeps a shorter text back
+        yield b"word " * 400  # WebKit delays a shorter text
         while not select([socket], [], [], 0.02)[0]:
-            if goes_on.is_set():
+            if has_more.is_set():
                 yield b"more"
     finally:
         is_closed.set()
 
 
 def cut_bom(seconds: float) -> Iterator[bytes]:
-    """Yield a BOM in two pieces. Nothing shows when a browser has read one."""
+    """Yield a BOM in two pieces. No test can see when the first was read."""
     yield b"\xef\xbb"
     time.sleep(seconds)
     yield b"\xbfdata: a\n\ndata: b\n\n"
@@ -179,7 +179,7 @@ def serve_case(request: Request) -> Response:
 def event_stream_site() -> Iterator[str]:
     """Run the site. Yield its URL."""
     sent.clear()
-    goes_on.clear()
+    has_more.clear()
     is_closed.clear()
     with LiveServer(serve_case) as server:
         yield f"{server.url}/"
@@ -235,13 +235,13 @@ def check_waits(engine: str, evaluate: Callable) -> None:
 
 
 def check_behavior(engine: str, evaluate: Callable) -> None:
-    """Check what an engine has, and what it does with a silent stream."""
+    """Check what an engine has, and how it reads two unusual streams."""
     has_for_await, has_set_html = evaluate(HAS)
     evaluate(CANCEL, "/silence")
     closes = is_closed.wait(0.5 if engine == "firefox" else PATIENCE_SECONDS)
-    goes_on.set()
+    has_more.set()
     assert is_closed.wait(PATIENCE_SECONDS)
-    for seconds in (0.01, 1, 10):  # a slow browser gets both pieces at once
+    for seconds in (0.01, 1, 10):  # a slow browser gets both pieces together
         data = evaluate(READ_DATA, f"/BOM/{seconds}")
         if engine != "webkit" or data == ["b"]:
             break

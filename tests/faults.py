@@ -3,11 +3,11 @@
     python tests/faults.py                  # all faults
     python tests/faults.py sse.py static/   # those in files with such a path
 
-`faults.toml` lists the faults by file: the text to replace, which must occur
-exactly once, the text to put there, and the test that must fail then. Each
-fault runs alone, in a copy of the project, and with only that test. It survives
-if the test passes, or fails only by its timeout. The exit code is 1 if any
-fault survives.
+`faults.toml` lists the faults by file. Each has the text to replace, which must
+occur exactly once, the new text, and the test that must fail, or one case of
+it. Each fault runs alone, in a copy of the project, and with only that test. It
+survives if the test passes, or fails only by its timeout. The exit code is 1 if
+any fault survives.
 
 Run this before you delete or merge tests, and afterwards. For a fault that
 survives, write the cheapest test that kills it.
@@ -33,8 +33,8 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).parent.parent
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__")
-numbers = count(1)
 MAX_SECONDS = 600  # of one run of pytest, which stops a test after 120
+_seconds_later = count(1)  # each fault gets its own second
 
 
 class Fault(NamedTuple):
@@ -60,9 +60,9 @@ def read_faults(paths: list[str]) -> list[Fault]:
 def misfits(faults: list[Fault]) -> Iterator[str]:
     """Yield an error for each text or test that no longer exists."""
     for fault in faults:
-        count = read(fault.file).count(fault.old)
-        if count != 1:
-            yield f"{fault.file} contains this {count} times: {fault.old}"
+        times = read(fault.file).count(fault.old)
+        if times != 1:
+            yield f"{fault.file} contains this {times} times: {fault.old}"
         file, _, name = fault.test.partition("::")
         if f"\ndef {name.partition('[')[0]}(" not in read(file):
             yield f"{fault.test} does not exist. It must fail after: {fault}"
@@ -78,7 +78,7 @@ def run(copy: Path, *arguments: str) -> tuple[int | None, str]:
         "CI": "true",  # what would be skipped fails
         "PATIENCE_SECONDS": "10",  # as most faults make a test wait in vain
         "PYTEST_XDIST_WORKER": f"gw{copy.name}",  # gets its own ports
-        "PYTHONDONTWRITEBYTECODE": "",  # compile everything only once
+        "PYTHONDONTWRITEBYTECODE": "",  # or each run would compile everything
     }
     options = ("-q", "-p", "no:cacheprovider", f"--basetemp={copy}-files")
     with TemporaryFile("w+", encoding="utf-8") as output:
@@ -103,9 +103,9 @@ def outcome(fault: Fault, copy: Path) -> str:
     """Inject the fault, run its test, and restore the file."""
     path = copy / fault.file
     text, changed = path.read_text("utf-8"), path.stat().st_mtime
-    later = changed + next(numbers)
+    later = changed + next(_seconds_later)
     path.write_text(text.replace(fault.old, fault.new), "utf-8")
-    # Python compiles a file again only if its size or this second differs.
+    # Python recompiles a file only if its size or its second of change differs.
     os.utime(path, (later, later))
     code, output = run(copy, "-n0", "-x", fault.test)
     path.write_text(text, "utf-8")

@@ -239,7 +239,7 @@ def test_silence_is_none_and_is_not_replayed(backend, channel, read):
     events = read()
     assert take_texts(events, 1) == ["begin"]
     assert [next(events) for _ in range(3)] == [None] * 3
-    # Otherwise the client would not wait, and would get None all the time.
+    # Otherwise, the client wouldn't wait, and would get None constantly.
     assert not broker.BROKER._channels.logs[channel].tail.arrived.is_set()
     publish_all(channel, "a", "b")
     assert take_texts(events, 2) == ["a", "b"]

@@ -211,7 +211,7 @@ def test_an_event_may_arrive_in_two_reads(upstream, at):
 
 
 @pytest.mark.parametrize("name", HARMLESS_ANSWERS)
-def test_reads_everything_that_the_official_client_reads(upstream, name):
+def test_reads_every_unusual_but_complete_answer(upstream, name):
     upstream.answer = HARMLESS_ANSWERS[name]
     assert list(deltas(ask(MESSAGES))) == ["Hello"]
 

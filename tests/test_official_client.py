@@ -1,6 +1,6 @@
-"""The official OpenAI client can use this app, and shows how to read answers.
+"""The official OpenAI client works with this app, and reads answers as we do.
 
-Only the fixture imports it, because that takes half a second of CPU time.
+Only a fixture imports it, because the import takes half a second of CPU time.
 """
 
 import json
@@ -51,7 +51,7 @@ def connect(openai):
 
 @pytest.fixture
 def relayed(connect, upstream, monkeypatch):
-    """The client of an app that relays the answers of the upstream."""
+    """A client of an app that relays the answers of the upstream."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     with connect(app=create_app()) as official:
         yield official
@@ -79,7 +79,9 @@ def text_read_by(official) -> str:
     return text
 
 
-def test_official_client_reads_the_answers_that_we_read(connect, upstream):
+def test_official_client_reads_nearly_all_answers_that_we_read(
+    connect, upstream
+):
     failed = set()
     with connect(upstream.url) as official:
         for name, upstream.answer in HARMLESS_ANSWERS.items():
@@ -129,7 +131,7 @@ def check_answer(official, prompt="Hi", **options) -> list:
 
 def test_official_client_works_offline(openai, connect):
     tools = [tool("sum", {"numbers": {"type": "array"}})]
-    tools[0]["function"]["strict"] = True  # or the client will not join calls
+    tools[0]["function"]["strict"] = True  # or the client won't join calls
     with connect(app=create_app({"OFFLINE_WORD_SECONDS": 0})) as official:
         text = check_answer(official, "Compare")
         call = check_answer(official, "The sum of 1", tools=tools)

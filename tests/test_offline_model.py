@@ -411,7 +411,7 @@ def test_pauses_between_words(plug_in, monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_body_can_be_read_at_once_or_in_pieces(same_ids, stream):
+def test_the_body_can_be_read_whole_or_in_pieces(same_ids, stream):
     body = {"messages": [user("Compare")], "stream": stream}
     expected, response = (
         language_model.session.post(

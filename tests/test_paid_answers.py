@@ -1,4 +1,4 @@
-"""The lessons that ask a model for each request, which costs money."""
+"""The lessons that ask a model on each request, which costs money."""
 
 import re
 from urllib.parse import quote
@@ -30,7 +30,7 @@ LESSONS = {
         FAILED,
     ),
 }
-"""Each lesson's URL, and its bytes for "Hello" and a fault, without ids."""
+"""Each lesson's URL, and its bytes for "Hello" and for a fault, without ids."""
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_fault_loses_no_text_and_is_the_last_event(client, upstream, lesson):
 def test_silence_is_sent_as_comments_and_shows_a_disconnect(
     client, upstream, lesson, monkeypatch
 ):
-    kept = []  # so that only `close` ends the generator
+    kept = []  # or garbage collection could end the generator
 
     def keep(events, seconds, interrupt):
         assert seconds <= 1  # tokens cost money

@@ -334,7 +334,7 @@ LABELS = f"""(canvas) => {{
 
 
 def painted(page: Page) -> list[list[int]]:
-    """Return how many pixels have each line's color, and the rightmost."""
+    """Return each line's number of pixels, and the last one's x and y."""
     return page.locator("#chart").evaluate(PIXELS, COLORS)
 
 

@@ -167,7 +167,7 @@ def test_clients_get_an_end_after_a_server_was_killed(
         read_until_done(parse_events(disconnected.chunks()), 2)
         dying.process.kill()
         dying.process.wait()
-        # This client had every event, and reconnects to this process.
+        # This client has received every event, and reconnects to this process.
         last = {"Last-Event-ID": newest(second).id}
         with client.get(second, headers=last) as back:
             wait_until_lost(second)

@@ -1,4 +1,4 @@
-"""What the lessons answer to values in the query string that they refuse."""
+"""Query values that the lessons refuse, and the errors that they send."""
 
 INTERVALS = (
     *("/sse", "/real-time-updates", "/poll", "/api/sse"),
@@ -48,7 +48,7 @@ REFUSED = [
 ]
 
 
-def test_a_value_out_of_range_is_refused(client):
+def test_an_invalid_value_is_refused(client):
     for path, name, value, sentence in REFUSED:
         method = "POST" if path == "/api/sse" else "GET"
         query = {name: value}

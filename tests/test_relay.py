@@ -464,7 +464,7 @@ def writes_without_end(connection):
 def test_a_disconnect_closes_the_connection_to_the_upstream(
     client, upstream, answer, monkeypatch
 ):
-    kept = []  # so that only `close` ends the generator
+    kept = []  # or garbage collection could end the generator
 
     def keep(events, seconds, interrupt):
         assert seconds <= 1  # tokens cost money

@@ -24,7 +24,7 @@ DISTANCE = "e => e.getBoundingClientRect().top + scrollY"
 # Until somebody sends something:
 QUIET = ("broadcast", "notifications", "document", "private")
 PHONE = {"width": 320, "height": 740}
-# With all panels open, return whether nothing is too wide, in any tab.
+# Open all panels. Return whether the page is narrow enough in every tab.
 FITS = """
 () => {
   for (const panel of document.querySelectorAll("details")) panel.open = true;

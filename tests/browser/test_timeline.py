@@ -22,7 +22,7 @@ FLOOD = """
 """
 
 
-# Three events at the same moment.
+# Dispatch three events at the same moment.
 TRIPLE = """
 () => {
   const source = new EventSource("/sse?interval=10");

@@ -48,5 +48,5 @@ def create_app(hold: bool = False) -> Flask:
 
 
 def begin(body: Iterable) -> Iterator:
-    yield from islice(body, 2)  # how to reconnect, and an event
+    yield from islice(body, 2)  # enough to show an event
     threading.Event().wait()

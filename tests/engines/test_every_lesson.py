@@ -138,7 +138,7 @@ def test_a_page_is_painted_while_its_slow_parts_are_still_missing(
     stop(engine)
 
 
-# What these pages say after a crash. None: only that they have reconnected.
+# What these pages show after a crash. None: they just have to reconnect.
 RECONNECT = {
     "six_connections": None,
     "progress": background.LOST,  # early, to get an id before the crash
@@ -157,6 +157,7 @@ RECONNECT = {
     "prices": None,
     "document": None,
 }
+# What the other pages show. They must not repeat their request.
 FAIL = {
     "post": "The stream broke off.$|Error in input stream$",
     "console": "The connection failed.$",
@@ -175,7 +176,7 @@ HAS_REPEATED = f"""
 () => {CONNECTIONS}.some(({{ kind, begun, opened }}) =>
   (kind === "fetch" ? begun : opened) > window.killed)
 """
-SAYS = """
+SHOWS = """
 (lesson, pattern) =>
   [...document.querySelectorAll("#state, .live :not(script)")]
     .some(({ textContent }) => RegExp(pattern).test(textContent))
@@ -190,10 +191,10 @@ def host(number: int) -> str:
     return f"127.0.0.{2 + (number + 1) // 2}"
 
 
-# Two tables, because WebKit needs five times as long from the 17th tab on.
+# Two tables, because WebKit is five times as slow from the 17th tab on.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("table", [RECONNECT, FAIL], ids=["reconnect", "fail"])
-def test_lessons_reconnect_or_say_that_they_failed_after_a_crash(engine, table):
+def test_lessons_reconnect_or_report_a_failure_after_a_crash(engine, table):
     assert RECONNECT.keys() | FAIL.keys() == set(NAMES)
     options = {
         "FLASK_RUN_HOST": "0.0.0.0",
@@ -213,12 +214,12 @@ def test_lessons_reconnect_or_say_that_they_failed_after_a_crash(engine, table):
         engine.switch(tab)
         engine.run("() => { window.killed = performance.now(); }")
     with Server(APP, port=server.port, **options):
-        for name, sentence in table.items():
+        for name, pattern in table.items():
             engine.switch(tabs[name])
-            if sentence is None:
+            if pattern is None:
                 engine.wait_for(HAS_RECONNECTED, name)
             else:
-                engine.wait_for(SAYS, name, sentence)
+                engine.wait_for(SHOWS, name, pattern)
                 assert table is RECONNECT or not engine.run(HAS_REPEATED)
                 start(engine)
             engine.close_tab()
