@@ -276,7 +276,9 @@ def one_slot(request, caplog) -> Iterator[Address]:
     if request.param == "flask":
         with LiveServer(create_app({"MAX_STREAMS": 1})) as server:
             yield server
-        log = caplog.text
+        # `caplog.text` would contain only what was logged after the test.
+        records = caplog.get_records("call")
+        log = "\n".join(map(caplog.handler.format, records))
     else:
         with Server("gunicorn", FLASK_MAX_STREAMS="1") as server:
             yield server

@@ -254,11 +254,11 @@ def test_a_download_shares_its_events_in_redis(
     with server.post("/notifications", text, Content_Type=JSON) as answer:
         assert answer.status == 201
     assert redis.keys("sse:*")
-    # It never shares them in a cluster.
+    # It refuses a cluster.
     monkeypatch.setattr(broker, "BROKER", None)
     monkeypatch.setattr(RedisBroker, "refuse_cluster", lambda _: sys.exit("no"))
     monkeypatch.setenv("REDIS_URL", redis_server.url)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="^no$"):
         run_path(tmp_path / "app.py")
 
 
