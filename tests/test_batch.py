@@ -3,7 +3,7 @@ import threading
 from collections import Counter
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE_SECONDS, wait_until
 from playwright.sync_api import expect
 
 from demos import batch
@@ -33,7 +33,7 @@ def test_a_full_buffer_drops_the_oldest_and_reports_how_many(monkeypatch):
     stream = batches(rate=10, flush_seconds=0.001, produce=produce)
     assert next(stream).data == [{"n": 1}]
     reading.set()
-    assert put_all.wait(60)
+    assert put_all.wait(PATIENCE_SECONDS)
     assert next(stream).encode() == b'event: dropped\ndata: {"dropped":79}\n\n'
     assert [message["n"] for message in next(stream).data] == [*range(81, 101)]
     stream.close()

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from conftest import read_until, wait_until, without_comments
+from conftest import PATIENCE_SECONDS, read_until, wait_until, without_comments
 from playwright.sync_api import expect
 
 import sse
@@ -112,7 +112,7 @@ def test_a_client_that_stops_reading_blocks_nobody(channel):
         target=channel.publish, args=["b"], daemon=True
     )
     publishing.start()
-    publishing.join(60)
+    publishing.join(PATIENCE_SECONDS)
     assert not publishing.is_alive()
 
 

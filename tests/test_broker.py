@@ -149,7 +149,7 @@ def test_one_of_many_concurrent_publishers_wins(backend, channel):
     barrier = threading.Barrier(threads)
 
     def race(after):
-        barrier.wait(60)
+        barrier.wait(PATIENCE_SECONDS)
         try:
             return publish(channel, Event("x"), after=after)
         except Conflict:

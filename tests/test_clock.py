@@ -1,8 +1,9 @@
 import re
 import threading
+import time
 from datetime import datetime
 
-from conftest import wait_until
+from conftest import PATIENCE_SECONDS, wait_until
 from playwright.sync_api import expect
 
 from demos import clock as lesson
@@ -48,11 +49,12 @@ def test_a_disconnect_logs_the_clean_up_with_its_ticks(server):
 def test_page_opens_before_the_first_tick_and_shows_it_in_chinese(
     live, page, monkeypatch
 ):
-    slept, due = [], threading.Semaphore(0)
+    slept, due = [], threading.Event()
 
     def sleep(seconds):
         slept.append(seconds)
-        due.acquire(timeout=60)
+        due.wait(PATIENCE_SECONDS)
+        time.sleep(seconds)
 
     monkeypatch.setattr(
         lesson, "clock", lambda *given: clock(*given, sleep=sleep)
@@ -63,9 +65,8 @@ def test_page_opens_before_the_first_tick_and_shows_it_in_chinese(
     page.get_by_role("button", name="Start").click()
     expect(page.locator("#state")).to_have_text("open")
     assert page.locator("#time").text_content() == "…"
-    due.release()
+    due.set()
     expect(page.locator("#time")).to_contain_text("当前时间是")
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator("#state")).to_have_text("closed")
-    due.release(9)
     assert set(slept) == {0.1}

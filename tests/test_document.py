@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE_SECONDS, wait_until
 from playwright.sync_api import Page, expect
 
 import broker
@@ -154,7 +154,7 @@ def test_one_writer_wins_even_if_all_have_seen_the_current_version(
     def look(channel: str) -> Event | None:
         event = newest(channel)
         if not hasattr(has_looked, "once"):
-            has_looked.once = all_have_looked.wait(60)
+            has_looked.once = all_have_looked.wait(PATIENCE_SECONDS)
         return event
 
     monkeypatch.setattr(document, "newest", look)

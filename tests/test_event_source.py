@@ -15,7 +15,7 @@ from select import select
 
 import pytest
 import requests
-from conftest import PROJECT, wait_until
+from conftest import PATIENCE_SECONDS, PROJECT, wait_until
 from event_streams import BOM, ENCODED, LAST_IDS, RESPONSES, STREAMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -502,7 +502,7 @@ def check_close_wakes(source: EventSource, *files: str) -> None:
     wait_until(lambda: source.response is not None)
     wait_until(lambda: waits_in(thread, *files))
     source.close()
-    thread.join(60)
+    thread.join(PATIENCE_SECONDS)
     assert not thread.is_alive()
     assert next(source, None) is None
 
@@ -553,17 +553,17 @@ def test_a_reader_may_ask_for_an_event_while_another_thread_closes(
 
     def close_slowly() -> None:
         closing.set()
-        finish.wait(60)
+        finish.wait(PATIENCE_SECONDS)
         close()
 
     monkeypatch.setattr(source.response, "close", close_slowly)
     thread = threading.Thread(target=source.close)
     thread.start()
-    closing.wait(60)
+    closing.wait(PATIENCE_SECONDS)
     assert next(source, None) is None
     source.close()
     finish.set()
-    thread.join(60)
+    thread.join(PATIENCE_SECONDS)
     wait_until(upstream.connections[0].disconnected.is_set)
 
 

@@ -6,7 +6,7 @@ import threading
 from contextlib import closing
 
 import pytest
-from conftest import read_until, wait_until
+from conftest import PATIENCE_SECONDS, read_until, wait_until
 from playwright.sync_api import Page, expect
 
 from demos import html
@@ -42,7 +42,7 @@ def ready(monkeypatch) -> dict[str, threading.Event]:
     ready = {name: threading.Event() for name in PARTS}
 
     def work(name, seconds, fail, closed):
-        ready[name].wait(60)
+        ready[name].wait(PATIENCE_SECONDS)
         if name == fail:
             raise OSError
         return f"{name}!"

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Server, wait_until
+from conftest import PATIENCE_SECONDS, Server, wait_until
 from playwright.sync_api import Page, expect
 
 import background
@@ -212,7 +212,7 @@ def test_a_server_that_stops_ends_every_job(start, in_redis, command):
             wait_until_lost(path)
         # Ctrl-C makes a worker that is already exiting log a traceback.
         wait_until(lambda old=old: not old & children(pid))
-    stopping.process.wait(60)
+    stopping.process.wait(PATIENCE_SECONDS)
     assert not stopping.logged("Traceback"), "\n".join(stopping.log)
 
 
@@ -245,8 +245,8 @@ def test_all_windows_follow_a_job_from_its_newest_event_until_it_is_stopped(
     due = threading.Semaphore(0)
 
     def held(steps):
-        due.acquire(timeout=60)
-        yield from work(steps, lambda _: due.acquire(timeout=60))
+        due.acquire(timeout=PATIENCE_SECONDS)
+        yield from work(steps, lambda _: due.acquire(timeout=PATIENCE_SECONDS))
 
     def wait_for_silence():
         path = lesson.evaluate("location.hash.slice(1)")

@@ -5,7 +5,7 @@ from datetime import datetime
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from conftest import new_page, wait_until
+from conftest import PATIENCE_SECONDS, new_page, wait_until
 from playwright.sync_api import Page, expect
 
 from demos import reconnect
@@ -242,7 +242,9 @@ def send_next(monkeypatch):
     def gated(*arguments):
         gate = threading.Semaphore(0)
         gates.append(gate)
-        return events(*arguments, sleep=lambda _: gate.acquire(timeout=60))
+        return events(
+            *arguments, sleep=lambda _: gate.acquire(timeout=PATIENCE_SECONDS)
+        )
 
     def send_next(count=1):
         for gate in gates:

@@ -86,6 +86,7 @@ def test_a_post_immediately_returns_the_url_of_the_answer(client, upstream):
     assert re.fullmatch(r"/answers/[\w-]{16}", path)
     assert answer.headers["Content-Type"] == "text/plain"
     assert answer.text == f"http://localhost{path}\n"
+    wait_until(lambda: upstream.requests)  # else the next test might get it
     client.delete(path)
 
 
