@@ -47,7 +47,14 @@ from typing import NoReturn
 
 import pytest
 import redis
-from upstream import HELLO, KEY, Upstream, reserved_port, stream
+from upstream import (
+    HELLO,
+    KEY,
+    PATIENCE_SECONDS,
+    Upstream,
+    reserved_port,
+    stream,
+)
 from werkzeug.serving import make_server
 
 import background
@@ -62,9 +69,6 @@ from website.pages import texts
 
 PROJECT = Path(__file__).parent.parent
 JSON = "application/json"
-PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", 60))
-"""The longest wait for what must happen. Only a fault takes as long."""
-
 VIEWPORT = {"width": 1280, "height": 720}
 BROWSERS = (
     "chromium-headless-shell",  # without windows, so at a third of the CPU time

@@ -123,7 +123,7 @@ def outcome(fault: Fault, copy: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="*", default=[""])
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=3)
     arguments = parser.parse_args()
     start, faults = time.monotonic(), read_faults(arguments.paths)
     if wrong := list(misfits(faults)):

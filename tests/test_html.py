@@ -81,7 +81,7 @@ def test_the_text_of_a_part_is_escaped(monkeypatch):
 
 
 def test_a_page_writes_while_it_waits_to_notice_a_disconnect():
-    page = html.page("", {"slow": 60})
+    page = html.page("", {"slow": PATIENCE_SECONDS})
     assert next(page) == beginning(["slow"])
     assert next(page) == "\n"
     page.close()
@@ -90,7 +90,7 @@ def test_a_page_writes_while_it_waits_to_notice_a_disconnect():
 def test_work_and_threads_end_with_the_page(caplog):
     caplog.set_level("INFO")
     before = set(threading.enumerate())
-    page = html.page("", {"slow": 60, "slower": 61})
+    page = html.page("", {"slow": PATIENCE_SECONDS, "slower": PATIENCE_SECONDS})
     next(page)
     assert len(set(threading.enumerate()) - before) == 2
     page.close()

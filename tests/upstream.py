@@ -10,6 +10,7 @@ answer is a function that takes the connection, which contains the request:
 
 import http.client
 import json
+import os
 import socket
 import socketserver
 import threading
@@ -18,6 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from email.message import Message
 from typing import NamedTuple
+
+PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", 60))
+"""The longest wait for what must happen. Only a fault takes as long."""
 
 KEY = "sk-test-0123456789abcdef"
 FRAMINGS = ("chunked", "length", "close")
@@ -57,7 +61,7 @@ class Connection:
 
     def pause(self) -> None:
         """Wait for the test to call `resume()`."""
-        self._steps.acquire(timeout=60)
+        self._steps.acquire(timeout=PATIENCE_SECONDS)
 
     def resume(self) -> None:
         self._steps.release()
