@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import PROJECT, Client, Server, wait_until
+from conftest import PATIENCE_SECONDS, PROJECT, Client, Server, wait_until
 
 from event_source import parse_events
 from streaming_worker import send_chunks
@@ -307,7 +307,9 @@ UPGRADE = b"Upgrade: websocket\r\n"
 
 
 def connect(server):
-    return socket.create_connection(("127.0.0.1", server.port))
+    return socket.create_connection(
+        ("127.0.0.1", server.port), timeout=PATIENCE_SECONDS
+    )
 
 
 def test_a_slow_client_stays_connected(gunicorn_probe):
