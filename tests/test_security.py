@@ -26,6 +26,7 @@ def test_no_page_contains_the_key(online_app):
     client = online_app.test_client()
     for path in ("/", "/faq", *(f"/demos/{name}" for name in NAMES), "/nope"):
         response = client.get(path)
+        assert response.status_code == (404 if path == "/nope" else 200)
         assert KEY not in f"{response.headers}{response.text}", path
 
 
