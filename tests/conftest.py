@@ -392,7 +392,7 @@ def client(app):
 
 @pytest.fixture
 def online_app(upstream, monkeypatch):
-    """The app, which asks `upstream`. No test reaches the timeout for that."""
+    """The app, which asks `upstream`. No test reaches its timeout."""
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     set_up_parts(dict(shared_app.config, UPSTREAM_SILENCE_SECONDS=300))
@@ -435,7 +435,7 @@ def store(request, monkeypatch, app) -> None:
 
 @pytest.fixture
 def in_redis(monkeypatch, app, redis_server) -> Iterator[str]:
-    """Keep the lessons' channels in Redis. With its URL, servers share them."""
+    """Keep the lessons' channels in Redis. Yield its URL, for other servers."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)  # threads end soon
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)
     monkeypatch.setattr(background, "_watched", set())

@@ -127,7 +127,7 @@ has_more, is_closed = Event(), Event()
 
 
 def silence(socket) -> Iterator[bytes]:
-    """Yield a text. Then, until a disconnect, yield more if there is more."""
+    """Yield a text. Once `has_more` is set, yield more until a disconnect."""
     try:
         yield b"word " * 400  # WebKit delays a shorter text
         while not select([socket], [], [], 0.02)[0]:
@@ -235,7 +235,7 @@ def check_waits(engine: str, evaluate: Callable) -> None:
 
 
 def check_behavior(engine: str, evaluate: Callable) -> None:
-    """Check what an engine has, and how it reads two unusual streams."""
+    """Check what an engine has, and how it handles two unusual streams."""
     has_for_await, has_set_html = evaluate(HAS)
     evaluate(CANCEL, "/silence")
     closes = is_closed.wait(0.5 if engine == "firefox" else PATIENCE_SECONDS)
@@ -251,7 +251,7 @@ def check_behavior(engine: str, evaluate: Callable) -> None:
 
 
 def check_back(engine: str, state: str | None) -> None:
-    """Check the state of a frame after Back, or None if there is no frame."""
+    """Check the `readyState` of a frame after Back. None: there is no frame."""
     ((name, standard),) = BACK.items()
     _check("back", engine, {name: state or standard}, BACK)
 

@@ -3,9 +3,9 @@
     python tests/faults.py                  # all faults
     python tests/faults.py sse.py static/   # those in files with such a path
 
-`faults.toml` lists the faults by file. Each has the text to replace, which must
-occur exactly once, the new text, and the test that must fail, or one case of
-it. Each fault runs alone, in a copy of the project, and with only that test. It
+`faults.toml` lists the faults by file. Each has the text to replace, the new
+text, and the test that must fail, or one case of it. The text to replace must
+occur exactly once. Each fault runs alone, in a copy of the project, and with only that test. It
 survives if the test passes, or fails only by its timeout. The exit code is 1 if
 any fault survives.
 
@@ -105,7 +105,7 @@ def outcome(fault: Fault, copy: Path) -> str:
     text, changed = path.read_text("utf-8"), path.stat().st_mtime
     later = changed + next(_seconds_later)
     path.write_text(text.replace(fault.old, fault.new), "utf-8")
-    # Python recompiles a file only if its size or its second of change differs.
+    # Python recompiles a file only if its size or its time in seconds differs.
     os.utime(path, (later, later))
     code, output = run(copy, "-n0", "-x", fault.test)
     path.write_text(text, "utf-8")

@@ -465,7 +465,9 @@ def orphan(request, store) -> str:
     broker.forget(f"jobs:{id}")
 
 
-def test_a_client_of_a_job_that_died_gets_an_end(orphan, follow, monkeypatch):
+def test_a_client_of_a_job_that_died_gets_a_final_event(
+    orphan, follow, monkeypatch
+):
     monkeypatch.setattr(background, "LOST_SECONDS", 0.1)
     begin = time.monotonic()
     assert Follower(follow(orphan)).result() == [STARTED, A, LOST]

@@ -1,6 +1,6 @@
-"""The official OpenAI client works with this app, and reads answers as we do.
+"""The official OpenAI client, with this app and compared with it.
 
-Only a fixture imports it, because the import takes half a second of CPU time.
+A fixture imports the client, which takes half a second of CPU time.
 """
 
 import json
@@ -163,9 +163,7 @@ def test_official_client_works_online(relayed, upstream):
     assert [one.id for one in relayed.models.list()] == ["a"]
 
 
-def test_official_client_raises_when_the_answer_breaks_off(
-    openai, relayed, upstream
-):
+def test_official_client_raises_when_an_answer_fails(openai, relayed, upstream):
     for name in ("401", "cut, chunked", "an error object"):
         upstream.answer = FAULTS[name].answer
         with pytest.raises(openai.APIError):

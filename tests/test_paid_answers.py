@@ -1,4 +1,4 @@
-"""The lessons that ask a model on each request, which costs money."""
+"""Four lessons that ask a model, which costs money, on every request."""
 
 import re
 from urllib.parse import quote
@@ -68,7 +68,7 @@ def test_a_fault_loses_no_text_and_is_the_last_event(client, upstream, lesson):
     assert len(upstream.requests) == 2
 
 
-def test_silence_is_sent_as_comments_and_shows_a_disconnect(
+def test_keep_alive_comments_are_sent_and_reveal_a_disconnect(
     client, upstream, lesson, monkeypatch
 ):
     kept = []  # or garbage collection could end the generator

@@ -334,7 +334,7 @@ LABELS = f"""(canvas) => {{
 
 
 def painted(page: Page) -> list[list[int]]:
-    """Return each line's number of pixels, and the last one's x and y."""
+    """Return each line's number of pixels, and the last pixel's x and y."""
     return page.locator("#chart").evaluate(PIXELS, COLORS)
 
 

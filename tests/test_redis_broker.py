@@ -659,7 +659,7 @@ def test_clients_of_two_instances_get_each_event_once_and_in_order(
             assert notify(instances[0], "x") == (503, {"error": OUTAGE})
             own_redis.start()
         assert notify(instances[number % 2], text)[0] == 201
-    # Each process reads for all clients over one, and publishes over one.
+    # Each process has one to read for all its clients, and one to publish.
     assert len(connections(own_redis, "")) <= 2 * (1 + cores)
     for reader in readers:
         reader.join(60)

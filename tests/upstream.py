@@ -21,7 +21,7 @@ from email.message import Message
 from typing import NamedTuple
 
 PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", 60))
-"""The longest wait for what must happen. Only a fault takes as long."""
+"""How long a test waits before it fails. Without a fault, no test does."""
 
 KEY = "sk-test-0123456789abcdef"
 FRAMINGS = ("chunked", "length", "close")

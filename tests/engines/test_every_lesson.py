@@ -186,7 +186,8 @@ SHOWS = """
 def host(number: int) -> str:
     """Return an address that at most two lessons share.
 
-    A browser opens six connections to a host. The first lesson needs them all.
+    A browser opens at most six connections to a host, and the first lesson in
+    RECONNECT needs them all.
     """
     return f"127.0.0.{2 + (number + 1) // 2}"
 
