@@ -5,9 +5,9 @@
 
 `faults.toml` lists the faults by file. Each has the text to replace, the new
 text, and the test that must fail, or one case of it. The text to replace must
-occur exactly once. Each fault runs alone, in a copy of the project, and with only that test. It
-survives if the test passes, or fails only by its timeout. The exit code is 1 if
-any fault survives.
+occur exactly once. Each fault runs alone, in a copy of the project, and with
+only that test. It survives if the test passes, or fails only by its timeout.
+The exit code is 1 if any fault survives.
 
 Run this before you delete or merge tests, and afterwards. For a fault that
 survives, write the cheapest test that kills it.
