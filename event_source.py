@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import chain, takewhile
 from random import uniform
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -27,7 +28,6 @@ from urllib3.exceptions import HTTPError
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
-LINE_END = re.compile(b"\r\n|\r|\n")
 # A longer number is not a real delay, and Python won't convert a huge one.
 RETRY = re.compile(rb"0{0,99}([0-9]{1,18})")
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def parse_events(
     """
     source = source or SimpleNamespace(last_event_id="")
     data, size, event_type, id, retry = [], 0, "", source.last_event_id, None
-    for line in _lines(chunks, max_bytes):
+    for line in chain.from_iterable(_lines(chunks, max_bytes)):
         if not line:
             source.last_event_id = id
             if data:
@@ -80,23 +80,26 @@ def parse_events(
             source.retry = retry = int(digits[1])
 
 
-def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
-    """Yield each complete line. Drop a BOM at the start of the stream."""
+def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[list[bytes]]:
+    """Yield the lines that each chunk ends. Drop a BOM at the start."""
     line, after_cr, bom = bytearray(), False, BOM
     most = max_bytes + len(BOM + b"data: ")
     for chunk in filter(None, chunks):
         if after_cr:
             chunk = chunk.removeprefix(b"\n")
         after_cr = chunk.endswith(b"\r")
-        *ends, rest = LINE_END.split(chunk)
-        for end in ends:
-            whole = bytes(line + end) if line else end
-            if len(whole) > most:
-                raise EventTooLarge(f"An event is over {max_bytes} bytes.")
-            yield whole.removeprefix(bom)
-            line, bom = bytearray(), b""
-        line += rest
-        if len(line) > most:
+        # With a dot at its end, the last line is always an unfinished one.
+        *lines, rest = (chunk + b".").splitlines()
+        if lines:
+            lines[0], line = bytes(line + lines[0]), bytearray()
+        line += rest[:-1]
+        is_too_long = max(map(len, [*lines, line])) > most
+        if is_too_long:
+            lines = [*takewhile(lambda one: len(one) <= most, lines)]
+        if lines:
+            lines[0], bom = lines[0].removeprefix(bom), b""
+        yield lines
+        if is_too_long:
             raise EventTooLarge(f"An event is over {max_bytes} bytes.")
 
 

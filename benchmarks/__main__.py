@@ -14,17 +14,24 @@ import platform
 import re
 import resource
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from statistics import median, quantiles
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from benchmarks import encoders
-from benchmarks.readers import Readers, Reading, read_answers
+from benchmarks.readers import (
+    Readers,
+    Reading,
+    read_answers,
+    read_page,
+)
 from benchmarks.servers import (
     COMMANDS,
     LOAD_CORE,
@@ -34,6 +41,7 @@ from benchmarks.servers import (
     missing,
 )
 
+T = TypeVar("T")
 EVENTS_PER_SECOND = 20
 TIMERS = {
     "this app": "/real-time-updates?interval=0.05",
@@ -46,6 +54,10 @@ BROADCAST = {
     "Express": "/broadcast",
     "bare `send`": "/",
 }
+SLOW_BROADCAST = {
+    "this app": "/stream/prices?interval=0.2",
+    "Express": "/broadcast-slowly",
+}
 IDLE = {
     "this app": "/stream/notifications",
     "Express": "/idle",
@@ -55,6 +67,10 @@ IDLE = {
 ANSWERS = dict.fromkeys(
     ("this app", "Express", "FastAPI"), "/completion?prompt=a"
 )
+PIPES = dict.fromkeys(("this app", "Express"), "/v1/chat/completions")
+ASK = '{"messages":[{"role":"user","content":"a"}],"stream":true}'
+MARKDOWN = "/stream/markdown?prompt=a"
+PAGE, PAGE_SECONDS = "/demos/clock", 0.05
 CPU, P99 = "CPU per event", "delay, 99th percentile"
 SENT, LOAD = "events sent, of those due", "CPU use of the load generator"
 COLUMNS = ("this app", "Express", "sse-starlette", "FastAPI", "others")
@@ -67,8 +83,12 @@ class Size:
     readers: int = 2000
     idle: tuple[int, ...] = (2000, 10_000)
     growth: tuple[int, ...] = (500, 1000, 2000, 4000, 8000)
+    crowd: int = 8000
+    herd: int = 5000
     answers: int = 100
     deltas: int = 200
+    markdown_answers: int = 20
+    markdown_deltas: int = 1000
     calls: int = 100_000
     seconds: float = 5
     settle_seconds: float = 2
@@ -78,8 +98,12 @@ TINY = Size(
     readers=3,
     idle=(2,),
     growth=(2,),
+    crowd=2,
+    herd=2,
     answers=2,
     deltas=5,
+    markdown_answers=2,
+    markdown_deltas=5,
     calls=1000,
     seconds=0.2,
     settle_seconds=0.1,
@@ -153,21 +177,74 @@ def idle(number: int, size: Size) -> Iterator[Figure]:
         )
 
 
-def answers(size: Size) -> Iterator[Figure]:
-    work = f"{size.answers} relayed answers of {size.deltas} deltas"
+def answers(
+    work: str, paths: dict[str, str], size: Size, body: str = ""
+) -> Iterator[Figure]:
+    """Measure servers that relay the answers of a language model."""
+    work = f"{size.answers} answers of {size.deltas} deltas, {work}"
     with Running(f"{UPSTREAM} {size.deltas}", LOAD_CORE) as upstream:
-        for server, path in here(ANSWERS):
+        for server, path in here(paths):
             command = COMMANDS[server]
             with Running(command, SERVER_CORE, upstream.port) as running:
-                read_answers(running.port, path, 1)
+                read_answers(running.port, path, 1, body)
                 cpu = running.cpu_seconds()
-                firsts = read_answers(running.port, path, size.answers)
+                firsts = read_answers(running.port, path, size.answers, body)
                 cpu = running.cpu_seconds() - cpu
             cpu_us = cpu / (size.answers * size.deltas) * 1e6
             yield Figure(work, "CPU per delta", server, cpu_us, "µs")
             first = "time to first delta"
             yield Figure(work, f"{first}, median", server, median(firsts), "ms")
             yield Figure(work, f"{first}, slowest", server, max(firsts), "ms")
+
+
+def markdown(size: Size) -> Iterator[Figure]:
+    number, deltas = size.markdown_answers, size.markdown_deltas
+    kilobytes = deltas * len("word ") / 1000
+    work = f"{number} answers of {kilobytes:g} KB, as Markdown"
+    with (
+        Running(f"{UPSTREAM} {deltas}", LOAD_CORE) as upstream,
+        Running(COMMANDS["this app"], SERVER_CORE, upstream.port) as running,
+    ):
+
+        def read() -> list[float]:
+            return read_answers(running.port, MARKDOWN, number)
+
+        cpu = running.cpu_seconds()
+        read()
+        cpu_ms = (running.cpu_seconds() - cpu) / number / kilobytes * 1000
+        _, pages = pages_during(running.port, read)
+    yield Figure(work, "CPU per KB", "this app", cpu_ms, "ms")
+    p99 = quantiles(pages, n=100)[98]
+    yield Figure(work, f"page, {P99}", "this app", p99, "ms")
+
+
+def herd(size: Size) -> Iterator[Figure]:
+    """Connect as many clients at once as reconnect after a restart."""
+    work = f"{size.herd:,} clients connect at once"
+    with Running(COMMANDS["this app"], SERVER_CORE) as running:
+
+        def connect() -> float:
+            begin, port = time.monotonic(), running.port
+            path = "/real-time-updates?interval=1"
+            clients = Readers(port, path, size.herd, most_pending=size.herd)
+            taken = time.monotonic() - begin
+            clients.close()
+            return taken
+
+        read_page(running.port, PAGE)
+        taken, pages = pages_during(running.port, connect)
+    yield Figure(work, "until all have a response", "this app", taken, "s")
+    yield Figure(work, "slowest page", "this app", max(pages), "ms")
+
+
+def pages_during(port: int, work: Callable[[], T]) -> tuple[T, list[float]]:
+    """Return the result of `work`, and the ms of the pages meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        working, pages = pool.submit(work), []
+        while len(pages) < 2 or not working.done():
+            pages.append(read_page(port, PAGE))
+            time.sleep(PAGE_SECONDS)
+    return working.result(), pages
 
 
 def one_stream(size: Size) -> Iterator[Figure]:
@@ -204,9 +281,20 @@ def everything(size: Size) -> Iterator[Figure]:
         size,
         sent_at=rb"id: (\d+)-",
     )
+    yield from events(
+        f"{size.crowd:,} clients, one broadcast, 5 events/s",
+        SLOW_BROADCAST,
+        size.crowd,
+        size,
+        per_second=5,
+        sent_at=rb"id: (\d+)-",
+    )
     for number in size.idle:
         yield from idle(number, size)
-    yield from answers(size)
+    yield from answers("read and written anew", ANSWERS, size)
+    yield from answers("passed on unchanged", PIPES, size, ASK)
+    yield from markdown(size)
+    yield from herd(size)
     yield from one_stream(size)
     yield from libraries(size)
     longer = replace(size, seconds=2 * size.seconds)
@@ -274,7 +362,7 @@ def main() -> None:
     options = parser.parse_args()
     size = TINY if options.tiny else Size()
     os.sched_setaffinity(0, {LOAD_CORE})
-    allow_open_files(max(size.readers, *size.idle, *size.growth) + 200)
+    allow_open_files(max(*size.idle, *size.growth, size.crowd) + 200)
     lacking = missing()
     for server in lacking:
         del COMMANDS[server]

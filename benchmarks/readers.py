@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass, field
+from urllib.request import urlopen
 
 BUFFER_BYTES = 256 * 1024
 RESET = struct.pack("ii", 1, 0)  # closing frees the port immediately
@@ -48,6 +49,7 @@ class Readers:
         number: int,
         unit: bytes = b"data: ",
         sent_at: bytes | None = None,
+        most_pending: int = MAX_PENDING,
     ):
         self._unit, self._sent_at = unit, sent_at and re.compile(sent_at)
         self._sockets: dict[int, socket.socket] = {}
@@ -56,7 +58,7 @@ class Readers:
         pending = set()
         for _ in range(number):
             pending.add(self._open(port, path))
-            while len(pending) > MAX_PENDING:
+            while len(pending) > most_pending:
                 pending -= self._begun()
         while pending:
             pending -= self._begun()
@@ -108,14 +110,29 @@ class Readers:
         self._poll.close()
 
 
-def request(port: int, path: str) -> socket.socket:
-    """Request a path, and return the connection."""
+def request(port: int, path: str, body: str = "") -> socket.socket:
+    """Request a path, or post JSON to it, and return the connection."""
+    head = [f"GET {path} HTTP/1.1", "Host: localhost"]
+    if body:
+        head[0] = f"POST {path} HTTP/1.1"
+        head += ["Content-Type: application/json"]
+        head += [f"Content-Length: {len(body)}"]
     client = socket.create_connection(("127.0.0.1", port))
-    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    client.sendall("\r\n".join([*head, "", body]).encode())
     return client
 
 
-def read_answers(port: int, path: str, number: int) -> list[float]:
+def read_page(port: int, path: str) -> float:
+    """Return the ms that a page takes."""
+    begin = time.monotonic()
+    with urlopen(f"http://127.0.0.1:{port}{path}") as page:
+        page.read()
+    return (time.monotonic() - begin) * 1000
+
+
+def read_answers(
+    port: int, path: str, number: int, body: str = ""
+) -> list[float]:
     """Read `number` complete answers concurrently.
 
     Returns the ms from each request to the first delta of its answer. Raises
@@ -124,7 +141,7 @@ def read_answers(port: int, path: str, number: int) -> list[float]:
     poll, answers, asked_at, delays, ends = select.epoll(), {}, {}, {}, {}
     for _ in range(number):
         now = time.monotonic()
-        client = request(port, path)
+        client = request(port, path, body)
         descriptor = client.fileno()
         answers[descriptor], asked_at[descriptor] = client, now
         ends[descriptor] = b""
