@@ -34,6 +34,7 @@ from benchmarks.readers import (
 )
 from benchmarks.servers import (
     COMMANDS,
+    EVENTS_PER_SECOND,
     LOAD_CORE,
     SERVER_CORE,
     UPSTREAM,
@@ -42,7 +43,6 @@ from benchmarks.servers import (
 )
 
 T = TypeVar("T")
-EVENTS_PER_SECOND = 20
 TIMERS = {
     "this app": "/real-time-updates?interval=0.05",
     "Express": "/timer",
@@ -53,10 +53,6 @@ BROADCAST = {
     "this app": "/stream/prices?interval=0.05",
     "Express": "/broadcast",
     "bare `send`": "/",
-}
-SLOW_BROADCAST = {
-    "this app": "/stream/prices?interval=0.2",
-    "Express": "/broadcast-slowly",
 }
 IDLE = {
     "this app": "/stream/notifications",
@@ -136,7 +132,8 @@ def events(
 ) -> Iterator[Figure]:
     """Measure servers that send events to `number` clients."""
     for server, path in here(paths):
-        with Running(COMMANDS[server], SERVER_CORE) as running:
+        command = COMMANDS[server]
+        with Running(command, SERVER_CORE, 9, per_second) as running:
             readers = Readers(running.port, path, number, sent_at=sent_at)
             cpu, reading = cpu_and_reading(running, readers, size)
         cpu_us = cpu / reading.count * 1e6
@@ -209,6 +206,7 @@ def markdown(size: Size) -> Iterator[Figure]:
         def read() -> list[float]:
             return read_answers(running.port, MARKDOWN, number)
 
+        read_page(running.port, PAGE)
         cpu = running.cpu_seconds()
         read()
         cpu_ms = (running.cpu_seconds() - cpu) / number / kilobytes * 1000
@@ -283,7 +281,7 @@ def everything(size: Size) -> Iterator[Figure]:
     )
     yield from events(
         f"{size.crowd:,} clients, one broadcast, 5 events/s",
-        SLOW_BROADCAST,
+        BROADCAST,
         size.crowd,
         size,
         per_second=5,

@@ -21,6 +21,7 @@ if sys.platform != "linux":
 PROJECT = Path(__file__).parents[1]
 PEERS = PROJECT / "benchmarks" / "peers"
 START_SECONDS = 30
+EVENTS_PER_SECOND = 20  # of a broadcast
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
 
@@ -63,7 +64,13 @@ class Running:
     Raises SystemExit if the server does not start.
     """
 
-    def __init__(self, command: str, core: int, upstream: int = 9):
+    def __init__(
+        self,
+        command: str,
+        core: int,
+        upstream: int = 9,
+        per_second: float = EVENTS_PER_SECOND,
+    ):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
         url = f"http://127.0.0.1:{upstream}/v1"
@@ -72,6 +79,7 @@ class Running:
             "PATH": os.pathsep.join(folders),
             "REDIS_URL": "",
             "FLASK_MAX_STREAMS": "100000",
+            "EVENTS_PER_SECOND": str(per_second),
             "OPENAI_BASE_URL": url,
             "OPENAI_API_KEY": "sk-unused",
         }

@@ -1,6 +1,7 @@
 """A bare loop of `send`, for the minimum cost of a broadcast in Python."""
 
 import json
+import os
 import socket
 import sys
 import time
@@ -14,6 +15,7 @@ PRICES = {
     "DLTA": 9.607,
     "ECHO": 75.111,
 }
+PAUSE_SECONDS = 1 / float(os.environ["EVENTS_PER_SECOND"])
 readers = []
 
 
@@ -29,7 +31,7 @@ def accept():
 
 Thread(target=accept, daemon=True).start()
 while True:
-    time.sleep(0.05)
+    time.sleep(PAUSE_SECONDS)
     id = f"{time.time_ns() // 1_000_000}-0"
     event = f"id: {id}\ndata: {json.dumps(PRICES)}\n\n".encode()
     for reader in list(readers):

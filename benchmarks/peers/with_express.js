@@ -25,28 +25,23 @@ app.get("/timer", (req, res) => {
   req.on("close", () => clearInterval(timer));
 });
 
-function broadcast(path, milliseconds) {
-  const readers = new Set();
-  app.get(path, (req, res) => {
-    open(res);
-    readers.add(res);
-    req.on("close", () => readers.delete(res));
+const readers = new Set();
+app.get("/broadcast", (req, res) => {
+  open(res);
+  readers.add(res);
+  req.on("close", () => readers.delete(res));
+});
+setInterval(() => {
+  const data = JSON.stringify({
+    ALFA: 120.123,
+    BRVO: 48.512,
+    CHLI: 310.205,
+    DLTA: 9.607,
+    ECHO: 75.111,
   });
-  setInterval(() => {
-    const data = JSON.stringify({
-      ALFA: 120.123,
-      BRVO: 48.512,
-      CHLI: 310.205,
-      DLTA: 9.607,
-      ECHO: 75.111,
-    });
-    const event = `id: ${Date.now()}-0\ndata: ${data}\n\n`;
-    for (const res of readers) res.write(event);
-  }, milliseconds);
-}
-
-broadcast("/broadcast", 50);
-broadcast("/broadcast-slowly", 200);
+  const event = `id: ${Date.now()}-0\ndata: ${data}\n\n`;
+  for (const res of readers) res.write(event);
+}, 1000 / process.env.EVENTS_PER_SECOND);
 
 app.get("/idle", (req, res) => open(res));
 
