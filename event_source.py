@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import chain, takewhile
+from itertools import chain
 from random import uniform
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -69,8 +69,6 @@ def parse_events(
         value = value.removeprefix(b" ")
         if field == b"data":
             size += len(value) + bool(data)
-            if size > max_bytes:
-                raise EventTooLarge(f"An event is over {max_bytes} bytes.")
             data.append(value)
         elif field == b"event":
             event_type = value.decode(errors="replace")
@@ -78,12 +76,13 @@ def parse_events(
             id = value.decode(errors="replace")
         elif field == b"retry" and (digits := RETRY.fullmatch(value)):
             source.retry = retry = int(digits[1])
+        if size > max_bytes or len(line) > max_bytes + len(b"data: "):
+            raise EventTooLarge(f"An event is over {max_bytes} bytes.")
 
 
 def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[list[bytes]]:
     """Yield the lines that each chunk ends. Drop a BOM at the start."""
     line, after_cr, bom = bytearray(), False, BOM
-    most = max_bytes + len(BOM + b"data: ")
     for chunk in filter(None, chunks):
         if after_cr:
             chunk = chunk.removeprefix(b"\n")
@@ -92,14 +91,10 @@ def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[list[bytes]]:
         *lines, rest = (chunk + b".").splitlines()
         if lines:
             lines[0], line = bytes(line + lines[0]), bytearray()
-        line += rest[:-1]
-        is_too_long = max(map(len, [*lines, line])) > most
-        if is_too_long:
-            lines = [*takewhile(lambda one: len(one) <= most, lines)]
-        if lines:
             lines[0], bom = lines[0].removeprefix(bom), b""
         yield lines
-        if is_too_long:
+        line += rest[:-1]
+        if len(line) > max_bytes + len(BOM + b"data: "):
             raise EventTooLarge(f"An event is over {max_bytes} bytes.")
 
 

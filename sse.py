@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from flask import Response, request
 
@@ -49,7 +48,7 @@ class Event:
     that is not a non-negative integer.
     """
 
-    data: Any
+    data: object
     _: KW_ONLY
     event: str | None = None
     id: str | int | None = None
@@ -92,14 +91,11 @@ class EventStream(Response):
         or of bytes, which are sent unchanged.
     retry: the reconnection time in milliseconds, sent before the first event.
 
-    The first bytes are sent immediately, so the browser fires `open` before the
-    first event. After the client disconnects, the second write fails, and the
-    generator is closed: its `finally` block runs.
+    The first bytes are sent immediately, so `open` fires before any event.
+    After a disconnect, the second write fails: the generator's `finally` runs.
     """
 
-    def __init__(
-        self, events: Iterable[Event | bytes | None], retry: int | None = None
-    ):
+    def __init__(self, events: Iterable, retry: int | None = None):
         Event("", retry=retry)  # raises
         self._beginning = COMMENT if retry is None else b"retry: %d\n" % retry
         super().__init__(iter(events), content_type="text/event-stream")
@@ -107,15 +103,19 @@ class EventStream(Response):
         self.headers["Cache-Control"] = "no-cache, no-transform"
         self.headers["X-Accel-Buffering"] = "no"  # nginx would buffer it
 
+    def get_app_iter(self, environ: dict) -> Iterable[bytes]:
+        is_head = environ["REQUEST_METHOD"] == "HEAD"
+        return super().get_app_iter(environ) if is_head else self
+
     def iter_encoded(self) -> Iterator[bytes]:
         """Yield the bytes to send. Werkzeug calls this, sometimes twice."""
         beginning, self._beginning = self._beginning, b""
         yield beginning
         for event in self.response:
-            if event is None:
-                yield COMMENT
-            else:
-                yield event if isinstance(event, bytes) else event.encode()
+            event = COMMENT if event is None else event
+            yield event if isinstance(event, bytes) else event.encode()
+
+    __iter__ = iter_encoded  # an iterator of Werkzeug would cost 1.6 KiB
 
 
 def keep_alive(

@@ -244,6 +244,13 @@ def test_an_endless_event_or_line_is_rejected():
                 next(parse_events(stream, max_bytes=100))
 
 
+@pytest.mark.parametrize("size", [1, 10**9])
+def test_a_long_line_without_data_is_rejected(size):
+    for line in (b":" + b"x" * 106, b"id: " + b"x" * 103, b"x" * 107):
+        with pytest.raises(EventTooLarge):
+            list(parse_events(chunks(line + b"\n", size), max_bytes=100))
+
+
 def test_lines_without_data_do_not_count():
     for lines in (b":\n", b": c\n\n", b"\n", b"id: 1\n\n"):
         stream = (*repeat(lines, 10000), b"data: xxxx\n", lines, b"\n")

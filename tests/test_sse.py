@@ -149,6 +149,7 @@ def test_generator_is_closed_when_the_client_disconnects():
 def test_generator_is_closed_after_a_head_request():
     source = Source(EVENTS)
     response = serve(source).test_client().head("/")
+    assert response.data == b""
     response.close()
     assert response.content_type == "text/event-stream"
     assert source.asked == 0
