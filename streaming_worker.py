@@ -82,7 +82,8 @@ class StreamingWorker(GeventWorker):
             gevent.sleep(LOOK_SECONDS)
 
     def end_connections(self):
-        for greenlet, (client, state, since) in list(self.open.items()):
+        for greenlet in list(self.open):  # `items` would start the collector
+            client, state, since = self.open[greenlet]
             due = state == "request" or not self.alive
             if due and monotonic() >= since + LIMITS[state]:
                 del self.open[greenlet]

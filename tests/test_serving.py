@@ -1,6 +1,7 @@
 """Chunks, disconnects, stops, reloads and invalid commands, over sockets."""
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -23,7 +25,7 @@ import pytest
 from conftest import PATIENCE_SECONDS, PROJECT, Client, Server, wait_until
 
 from event_source import parse_events
-from streaming_worker import send_chunks
+from streaming_worker import StreamingWorker, send_chunks, shorten
 
 FEW = 20
 FOR_EVER = "gunicorn --graceful-timeout 600 --keep-alive 600 probe:app"
@@ -373,13 +375,34 @@ def test_quiet_streams_and_slow_responses_stay_connected(impatient, tmp_path):
 
 
 def test_a_vanished_client_is_logged_without_a_traceback():
-    from streaming_worker import shorten  # imports gevent
-
     for number, is_short in ((errno.ETIMEDOUT, True), (errno.EIO, False)):
         error = OSError(number, "Failed")
         record = logging.makeLogRecord({"exc_info": (OSError, error, None)})
         assert shorten(record)
         assert (record.exc_info is None) == is_short
+
+
+def test_gunicorn_rarely_collects_all_garbage(gunicorn_probe):
+    with gunicorn_probe.get("/collections") as client:
+        assert client.read() == b"0"
+
+
+def test_watching_streams_does_not_start_the_garbage_collector():
+    worker = StreamingWorker.__new__(StreamingWorker)
+    worker.alive = True
+    worker.open = dict.fromkeys(range(2000), (None, "stream", 0.0))
+    threads = []
+
+    def note(*_):
+        threads.append(threading.current_thread())
+
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        assert list(worker.end_connections()) == []
+    finally:
+        gc.callbacks.remove(note)
+    assert threading.current_thread() not in threads
 
 
 def test_logs_a_warning_if_too_few_open_files_are_allowed(monkeypatch, caplog):
