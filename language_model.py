@@ -26,7 +26,8 @@ SILENCE_SECONDS = 60.0  # an answer that pauses for longer counts as failed
 BROKEN_OFF = "The language model's answer broke off."
 REASONS = {401: ", wrong API key", 429: ", too many requests"}
 
-# Reuses connections, but stores no cookies. A full pool would log warnings.
+# Stores no cookies. Reuses a connection only if its response was read to the
+# end, so not after `[DONE]`. A full pool would log warnings.
 session = requests.Session()
 session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=1000))
 session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=1000))
@@ -42,11 +43,7 @@ class ModelError(Exception):
 
 
 class Answer:
-    """A request and its response.
-
-    `close` in another thread wakes a reader. If there is no response yet,
-    the request continues until its headers arrive, or SILENCE_SECONDS pass.
-    """
+    """A request and its response."""
 
     def __init__(self, path: str, body: dict | None = None):
         self._path, self._body = path, body
@@ -88,6 +85,9 @@ class Answer:
             raise ModelError(BROKEN_OFF) from None
 
     def close(self) -> None:
+        """Wake a reader in another thread. If there is no response yet, the
+        request continues until its headers arrive, or SILENCE_SECONDS pass.
+        """
         self._is_closed = True
         if self._response is not None:
             for end in (self._response.raw.shutdown, self._response.close):
