@@ -38,7 +38,7 @@ def rows(markdown: str) -> Iterator[tuple[str, str, list[str]]]:
 def cells(markdown: str) -> dict[tuple[str, str], list[str]]:
     """Return the table's cells by work and figure, with N for every number."""
     return {
-        (re.sub(r"[\d,]*\d", "N", work), figure): values
+        (re.sub(r"[\d,.]*\d", "N", work), figure): values
         for work, figure, values in rows(markdown)
     }
 
