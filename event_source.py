@@ -81,13 +81,13 @@ def parse_events(
 
 
 def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[list[bytes]]:
-    """Yield the lines that each chunk ends. Drop a BOM at the start."""
+    """Yield the lines that each chunk completes. Drop a BOM at the start."""
     line, after_cr, bom = bytearray(), False, BOM
     for chunk in filter(None, chunks):
         if after_cr:
             chunk = chunk.removeprefix(b"\n")
         after_cr = chunk.endswith(b"\r")
-        # With a dot at its end, the last line is always an unfinished one.
+        # The added dot keeps the unfinished last line apart, even if empty.
         *lines, rest = (chunk + b".").splitlines()
         if lines:
             lines[0], line = bytes(line + lines[0]), bytearray()

@@ -27,7 +27,7 @@ BROKEN_OFF = "The language model's answer broke off."
 REASONS = {401: ", wrong API key", 429: ", too many requests"}
 
 # Stores no cookies. Reuses a connection only if its response was read to the
-# end, so not after `[DONE]`. A full pool would log warnings.
+# end, but `deltas` stops at `[DONE]`. A full pool would log warnings.
 session = requests.Session()
 session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=1000))
 session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=1000))
@@ -85,8 +85,8 @@ class Answer:
             raise ModelError(BROKEN_OFF) from None
 
     def close(self) -> None:
-        """Wake a reader in another thread. If there is no response yet, the
-        request continues until its headers arrive, or SILENCE_SECONDS pass.
+        """Close the connection, which wakes a reader. If there is no response
+        yet, it stays open until its headers arrive, or SILENCE_SECONDS pass.
         """
         self._is_closed = True
         if self._response is not None:

@@ -91,8 +91,8 @@ class EventStream(Response):
         or of bytes, which are sent unchanged.
     retry: the reconnection time in milliseconds, sent before the first event.
 
-    The first bytes are sent immediately, so `open` fires before any event.
-    After a disconnect, the second write fails: the generator's `finally` runs.
+    Sends its first bytes immediately, so `open` fires before any event. After a
+    disconnect, the second write fails and closes the generator: `finally` runs.
     """
 
     def __init__(self, events: Iterable, retry: int | None = None):
@@ -115,7 +115,7 @@ class EventStream(Response):
             event = COMMENT if event is None else event
             yield event if isinstance(event, bytes) else event.encode()
 
-    __iter__ = iter_encoded  # an iterator of Werkzeug would take 1.2 KiB
+    __iter__ = iter_encoded  # the one of Werkzeug would take 1.2 KiB more
 
 
 def keep_alive(

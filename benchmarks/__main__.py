@@ -213,11 +213,11 @@ def markdown(size: Size) -> Iterator[Figure]:
         _, pages = pages_during(running.port, read)
     yield Figure(work, "CPU per KB", "this app", cpu_ms, "ms")
     p99 = quantiles(pages, n=100)[98]
-    yield Figure(work, f"page, {P99}", "this app", p99, "ms")
+    yield Figure(work, "page load, 99th percentile", "this app", p99, "ms")
 
 
 def herd(size: Size) -> Iterator[Figure]:
-    """Connect as many clients at once as reconnect after a restart."""
+    """Connect many clients simultaneously, as after a restart."""
     work = f"{size.herd:,} clients connect at once"
     with Running(COMMANDS["this app"], SERVER_CORE) as running:
 
@@ -231,12 +231,12 @@ def herd(size: Size) -> Iterator[Figure]:
 
         read_page(running.port, PAGE)
         taken, pages = pages_during(running.port, connect)
-    yield Figure(work, "until all have a response", "this app", taken, "s")
-    yield Figure(work, "slowest page", "this app", max(pages), "ms")
+    yield Figure(work, "time until all have a response", "this app", taken, "s")
+    yield Figure(work, "slowest page load", "this app", max(pages), "ms")
 
 
 def pages_during(port: int, work: Callable[[], T]) -> tuple[T, list[float]]:
-    """Return the result of `work`, and the ms of the pages meanwhile."""
+    """Load pages while `work` runs. Return its result, and their ms."""
     with ThreadPoolExecutor(1) as pool:
         working, pages = pool.submit(work), []
         while len(pages) < 2 or not working.done():
@@ -289,8 +289,8 @@ def everything(size: Size) -> Iterator[Figure]:
     )
     for number in size.idle:
         yield from idle(number, size)
-    yield from answers("read and written anew", ANSWERS, size)
-    yield from answers("passed on unchanged", PIPES, size, ASK)
+    yield from answers("parsed and re-sent", ANSWERS, size)
+    yield from answers("passed through unchanged", PIPES, size, ASK)
     yield from markdown(size)
     yield from herd(size)
     yield from one_stream(size)

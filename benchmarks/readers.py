@@ -123,7 +123,7 @@ def request(port: int, path: str, body: str = "") -> socket.socket:
 
 
 def read_page(port: int, path: str) -> float:
-    """Return the ms that a page takes."""
+    """Load a page, and return how long it took, in ms."""
     begin = time.monotonic()
     with urlopen(f"http://127.0.0.1:{port}{path}") as page:
         page.read()

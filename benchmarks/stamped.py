@@ -1,7 +1,7 @@
 """This app, as the benchmarks need it.
 
 `numbers` sends the current time, so its clients can measure the delay. `prices`
-publishes EVENTS_PER_SECOND.
+publishes at the rate EVENTS_PER_SECOND.
 """
 
 import os

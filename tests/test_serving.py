@@ -382,7 +382,7 @@ def test_a_vanished_client_is_logged_without_a_traceback():
         assert (record.exc_info is None) == is_short
 
 
-def test_gunicorn_rarely_collects_all_garbage(gunicorn_probe):
+def test_gunicorn_rarely_runs_a_full_garbage_collection(gunicorn_probe):
     with gunicorn_probe.get("/collections") as client:
         assert client.read() == b"0"
 
