@@ -24,7 +24,7 @@ wsgi_app = "app:app"
 bind = f"127.0.0.1:{os.environ.get('FLASK_RUN_PORT', 5000)}"
 
 worker_class = StreamingWorker  # each stream is a greenlet, not a thread
-gc.set_threshold(700, 10, 1000)  # full collections pause all streams: be rare
+gc.set_threshold(700, 10, 1000)  # full collections pause all streams
 
 # Processes share events only through Redis. With it, run one worker for each
 # core that this process may use. macOS doesn't report them, so count all.
