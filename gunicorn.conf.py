@@ -1,6 +1,5 @@
 """Settings for `gunicorn`; copy them together with `streaming_worker.py`."""
 
-import gc
 import os
 import resource
 import sys
@@ -24,7 +23,6 @@ wsgi_app = "app:app"
 bind = f"127.0.0.1:{os.environ.get('FLASK_RUN_PORT', 5000)}"
 
 worker_class = StreamingWorker  # each stream is a greenlet, not a thread
-gc.set_threshold(700, 10, 1000)  # full collections pause all streams
 
 # Processes share events only through Redis. With it, run one worker for each
 # core that this process may use. macOS doesn't report them, so count all.
@@ -35,7 +33,9 @@ if os.environ.get("REDIS_URL"):
 
 # Leave room for pages and 503 responses, beyond the limit on streams.
 worker_connections = int(os.environ.get("FLASK_MAX_STREAMS", 1000)) + 200
-keepalive = 15  # slow clients need more than 2 s; idle ones take up slots
+
+# Slow clients need more than the default of 2 s. Idle ones take up slots.
+keepalive = 15
 
 # A prompt of 4000 characters makes a URL of up to 48 kB. Werkzeug accepts 64.
 # gunicorn accepts 8 unless this limit is raised. 0 would mean no limit at all.

@@ -41,8 +41,7 @@ class Event:
     id: the event id. A browser sends the last one when it reconnects.
     retry: the reconnection time, in milliseconds.
 
-    `None` omits a field; `0` and `""` are sent. NUL in `data` is legal, but
-    Firefox drops it.
+    `None` omits a field; `0` and `""` are sent. Firefox drops a NUL in `data`.
 
     Raises ValueError for CR, LF or NUL in `event` or `id`, and for a `retry`
     that is not a non-negative integer.
@@ -104,8 +103,8 @@ class EventStream(Response):
         self.headers["X-Accel-Buffering"] = "no"  # nginx would buffer it
 
     def get_app_iter(self, environ: dict) -> Iterable[bytes]:
-        is_head = environ["REQUEST_METHOD"] == "HEAD"
-        return super().get_app_iter(environ) if is_head else self
+        empty = environ["REQUEST_METHOD"] == "HEAD" or self.status_code != 200
+        return super().get_app_iter(environ) if empty else self
 
     def iter_encoded(self) -> Iterator[bytes]:
         """Yield the bytes to send. Werkzeug calls this, sometimes twice."""
@@ -115,7 +114,8 @@ class EventStream(Response):
             event = COMMENT if event is None else event
             yield event if isinstance(event, bytes) else event.encode()
 
-    __iter__ = iter_encoded  # the one of Werkzeug would take 1.2 KiB more
+    def __iter__(self) -> Iterator[bytes]:
+        return self.iter_encoded()  # Werkzeug's iterator takes 1.2 KiB more
 
 
 def keep_alive(

@@ -41,14 +41,6 @@ def slow_clean_up():
     return EventStream(stream())
 
 
-@app.get("/collections")
-def collections():
-    """Allocate half a million lists, and count the full collections."""
-    before = gc.get_stats()[2]["collections"]
-    _ = [[] for _ in range(500_000)]
-    return str(gc.get_stats()[2]["collections"] - before)
-
-
 @app.get("/replay")
 def replay():
     """Count the turns that another thread gets during a busy stream."""

@@ -211,7 +211,7 @@ def test_the_files_named_in_the_readme_serve_a_copied_lesson(
 
 def seconds(setting, file):
     text = (PROJECT / file).read_text("utf-8")
-    return int(re.search(rf"^ *{setting}[ =]+(\d+)", text, re.M).group(1))
+    return int(re.search(rf"^ *{setting}[ =]+(\d+)s?;?$", text, re.M).group(1))
 
 
 def test_nginx_drops_an_idle_connection_before_the_app_closes_it():

@@ -382,11 +382,6 @@ def test_a_vanished_client_is_logged_without_a_traceback():
         assert (record.exc_info is None) == is_short
 
 
-def test_gunicorn_rarely_runs_a_full_garbage_collection(gunicorn_probe):
-    with gunicorn_probe.get("/collections") as client:
-        assert client.read() == b"0"
-
-
 def test_watching_streams_does_not_start_the_garbage_collector():
     worker = StreamingWorker.__new__(StreamingWorker)
     worker.alive = True

@@ -13,6 +13,7 @@ import pytest
 from conftest import wait_until
 from event_streams import ENCODED
 from flask import Flask
+from werkzeug.test import Client
 
 from sse import Event, EventStream, keep_alive, last_event_number
 
@@ -154,6 +155,27 @@ def test_generator_is_closed_after_a_head_request():
     assert response.content_type == "text/event-stream"
     assert source.asked == 0
     assert source.closed
+
+
+def test_a_response_without_a_body_asks_for_no_event():
+    source = Source(EVENTS)
+    app = serve(source)
+
+    @app.after_request
+    def send_no_content(response):
+        response.status_code = 204
+        return response
+
+    assert app.test_client().get("/").data == b""
+    assert source.asked == 0
+
+
+def test_a_subclass_can_change_what_is_sent():
+    class Upper(EventStream):
+        def iter_encoded(self):
+            return (data.upper() for data in super().iter_encoded())
+
+    assert Client(Upper([Event("a")])).get("/").data == b":\nDATA: A\n\n"
 
 
 @pytest.fixture
