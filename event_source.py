@@ -87,7 +87,8 @@ def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[list[bytes]]:
         if after_cr:
             chunk = chunk.removeprefix(b"\n")
         after_cr = chunk.endswith(b"\r")
-        # The added dot keeps the unfinished last line apart, even if empty.
+        # For bytes, `splitlines` splits only at CRLF, LF and CR. The added dot
+        # keeps the unfinished last line apart, even if it is empty.
         *lines, rest = (chunk + b".").splitlines()
         if lines:
             lines[0], line = bytes(line + lines[0]), bytearray()

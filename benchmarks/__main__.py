@@ -26,12 +26,7 @@ from statistics import median, quantiles
 from typing import NamedTuple, TypeVar
 
 from benchmarks import encoders
-from benchmarks.readers import (
-    Readers,
-    Reading,
-    read_answers,
-    read_page,
-)
+from benchmarks.readers import Readers, Reading, read_answers, read_page
 from benchmarks.servers import (
     COMMANDS,
     EVENTS_PER_SECOND,
@@ -133,7 +128,7 @@ def events(
     """Measure servers that send events to `number` clients."""
     for server, path in here(paths):
         command = COMMANDS[server]
-        with Running(command, SERVER_CORE, 9, per_second) as running:
+        with Running(command, SERVER_CORE, per_second=per_second) as running:
             readers = Readers(running.port, path, number, sent_at=sent_at)
             cpu, reading = cpu_and_reading(running, readers, size)
         cpu_us = cpu / reading.count * 1e6

@@ -70,11 +70,11 @@ def test_every_benchmark_runs_and_is_published(monkeypatch, capsys):
     with ExitStack() as opened:
 
         @cache
-        def running(*arguments):
-            return opened.enter_context(Running(*arguments))
+        def running(*arguments, **options):
+            return opened.enter_context(Running(*arguments, **options))
 
-        def share(*arguments):
-            return nullcontext(running(*arguments))
+        def share(*arguments, **options):
+            return nullcontext(running(*arguments, **options))
 
         # Start each server only once, and let it use every core.
         monkeypatch.setattr(benchmarks, "Running", share)
