@@ -85,8 +85,8 @@ class Answer:
             raise ModelError(BROKEN_OFF) from None
 
     def close(self) -> None:
-        """Close the connection, which wakes a reader. If there is no response
-        yet, it stays open until its headers arrive, or SILENCE_SECONDS pass.
+        """Close the connection, which wakes a thread that reads it. Without a
+        response, it stays open until headers arrive, or SILENCE_SECONDS pass.
         """
         self._is_closed = True
         if self._response is not None:

@@ -41,7 +41,7 @@ class Event:
     id: the event id. A browser sends the last one when it reconnects.
     retry: the reconnection time, in milliseconds.
 
-    `None` omits a field; `0` and `""` are sent. Firefox drops a NUL in `data`.
+    Other fields are omitted if `None`, not if `0`. Firefox drops NUL in `data`.
 
     Raises ValueError for CR, LF or NUL in `event` or `id`, and for a `retry`
     that is not a non-negative integer.

@@ -82,7 +82,7 @@ class StreamingWorker(GeventWorker):
             gevent.sleep(LOOK_SECONDS)
 
     def end_connections(self):
-        for greenlet in list(self.open):  # tuples would start the collector
+        for greenlet in list(self.open):  # tuples of items() would trigger GC
             client, state, since = self.open[greenlet]
             due = state == "request" or not self.alive
             if due and monotonic() >= since + LIMITS[state]:

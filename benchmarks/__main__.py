@@ -213,7 +213,7 @@ def markdown(size: Size) -> Iterator[Figure]:
 
 def herd(size: Size) -> Iterator[Figure]:
     """Connect many clients simultaneously, as after a restart."""
-    work = f"{size.herd:,} clients connect at once"
+    work = f"{size.herd:,} clients connect simultaneously"
     with Running(COMMANDS["this app"], SERVER_CORE) as running:
 
         def connect() -> float:
@@ -231,7 +231,7 @@ def herd(size: Size) -> Iterator[Figure]:
 
 
 def pages_during(port: int, work: Callable[[], T]) -> tuple[T, list[float]]:
-    """Load pages while `work` runs. Return its result, and their ms."""
+    """Load pages while `work` runs. Return its result and the load times."""
     with ThreadPoolExecutor(1) as pool:
         working, pages = pool.submit(work), []
         while len(pages) < 2 or not working.done():

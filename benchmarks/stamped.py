@@ -1,7 +1,7 @@
-"""This app, as the benchmarks need it.
+"""This app, adapted for the benchmarks.
 
 `numbers` sends the current time, so its clients can measure the delay. `prices`
-publishes at the rate EVENTS_PER_SECOND.
+publishes EVENTS_PER_SECOND events a second.
 """
 
 import os

@@ -19,13 +19,22 @@ from broker import BEGIN, MemoryBroker, publish, subscribe
 from redis_broker import RedisBroker
 from sse import Event
 
+EARLIER: set[threading.Thread] = set()
+"""Threads that were already running when the test started."""
+
+
+def threads(target: str) -> list[threading.Thread]:
+    """Return the threads of this test that run the target."""
+    running = set(threading.enumerate()) - EARLIER
+    return [one for one in running if f"({target})" in one.name]
+
 
 def copiers() -> list[threading.Thread]:
-    return [one for one in threading.enumerate() if "(_copy)" in one.name]
+    return threads("_copy")
 
 
 def pulses() -> list[threading.Thread]:
-    return [one for one in threading.enumerate() if "(_pulse)" in one.name]
+    return threads("_pulse")
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +43,8 @@ def fresh_broker(monkeypatch) -> Iterator[None]:
 
     `create_app` plugs in another broker, so create the app first or not at all.
     """
+    EARLIER.clear()
+    EARLIER.update(threading.enumerate())
     monkeypatch.setattr(redis_broker, "BLOCK_MS", 10)  # threads end soon
     monkeypatch.setattr(redis_broker, "LOAD_SECONDS", 20)
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.01)
